@@ -1,32 +1,24 @@
-// linear_w4a16, AVX-512 with vdpbf16ps. Layout: contract.h. vpermw looks at the lowest five bits of each 16-bit lane
-// only, and the table of levels is in it as often as it fits. So a vector of 4-bit codes is loaded, shifted three times
-// and looked up four times: four operands, without a mask, for 8 values of K and 16 columns. Then a vdpbf16ps for each
-// of them and each row.
+// linear_w4a16, AVX-512 with vdpbf16ps. Layout: contract.h. A vector of 4-bit codes is loaded, shifted three times and
+// looked up four times (pairs_avx512.h): four operands for 8 values of K and 16 columns. Then a vdpbf16ps for each of
+// them and each row.
 //
 //   1-3 rows  Bound: memory from some 60 GB/s a core down (Zen 5); above that the ports of lookups and products.
 //   4-8 rows  Bound: compute. vdpbf16ps is 64 operations; with 8 rows it is 32 of the 39 instructions on its ports.
 //
 // A vdpbf16ps waits six cycles for the one before it: 12 sums side by side are what two a cycle need.
+#include "pairs_avx512.h"
 #include "tiles.h"
 #include "vectors_avx512.h"
 
 namespace {
 
-struct Pairs : Avx512 {
+struct Products : Avx512, Pairs {
+    using I = __m512i;
     using X = uint16_t;
-    static constexpr int kParts = 2;
-    __m512i levels;
+    using Avx512::two_and_rest;
 
-    explicit Pairs(const Levels& of) : levels(_mm512_load_si512(of.bf16)) {}
+    using Pairs::Pairs;
 
-    template <int by>
-    ALWAYS_INLINE static __m512i shifted(__m512i v) {
-        return by ? _mm512_srli_epi16(v, by) : v;
-    }
-    template <int bits>
-    ALWAYS_INLINE __m512i weights(__m512i index) const {
-        return _mm512_permutexvar_epi16(index, levels);
-    }
     ALWAYS_INLINE static __m512 multiply_add(__m512 sum, __m512i weights, const uint16_t* x) {
         int32_t pair;
         __builtin_memcpy(&pair, x, 4);
@@ -38,5 +30,5 @@ struct Pairs : Avx512 {
 
 void linear_w4a16_avx512bf16(const LinearW4A16* p, size_t row_begin, size_t row_end, size_t block_begin,
                              size_t block_end) {
-    run_tiles<Pairs>(*p, row_begin, row_end, block_begin, block_end);
+    run_tiles<Products>(*p, row_begin, row_end, block_begin, block_end);
 }

@@ -1,5 +1,5 @@
 // linear_w4a16: bf16 rows, as its own `prepare` lays them, times a weight of linear_w4a8 (../linear_w4a8/contract.h).
-// Rows are not quantized. It is for few rows: a step of a decoder reads no more than the codes.
+// Rows are not quantized. A step of a decoder reads no more than the codes.
 //
 //   t[m, n, g] = sum_k x[m, k] * level(code[n, k]), k in group g: f32, in two sums that are added at the end, of the
 //                even and of the odd runs of four values of K; the order within them is that of the rows;
@@ -14,7 +14,8 @@
 //
 // Every step is one f32 operation: a product of t is exact, for whole numbers. So y has the same bits (before a GELU,
 // which is as exact as the output needs) for every number of rows and every range of rows and columns, and in all
-// variants but avx512bf16: there a product may be rounded before it is added, and a subnormal may count as zero.
+// variants but avx512bf16 and amx: there a product may be rounded before it is added, a subnormal may count as zero,
+// and in amx the order within t is another. Who takes amx for many rows and another variant for few gives that up.
 //
 //   rows     [M, K] bf16, row m at rows + m * row_stride (elements, any alignment); each four values of K lie in the
 //            order 0 2 1 3: bytes 0 and 2 of a word's 32 bits, shifted and looked up as two 16-bit lanes, are a pair
@@ -68,7 +69,7 @@ using LinearW4A16Fn = void(const LinearW4A16*, size_t row_begin, size_t row_end,
 
 extern "C" {
 PrepareW4A16Fn prepare_w4a16_scalar, prepare_w4a16_avx2, prepare_w4a16_avx512;
-LinearW4A16Fn linear_w4a16_scalar, linear_w4a16_avx2, linear_w4a16_avx512, linear_w4a16_avx512bf16;
+LinearW4A16Fn linear_w4a16_scalar, linear_w4a16_avx2, linear_w4a16_avx512, linear_w4a16_avx512bf16, linear_w4a16_amx;
 }
 
 // A variant.

@@ -20,8 +20,8 @@
 
 #include <type_traits>
 
+#include "index.h"
 #include "levels.h"
-#include "linear_w4a8/words.h"
 #include "sizes.h"
 
 namespace {
@@ -30,19 +30,6 @@ constexpr size_t kBlock = 16;               // columns
 constexpr size_t kMostGroup = 128;          // values of K
 constexpr size_t kChunkBytes = 384 * 1024;  // of rows, which stay in L2 while all the weights pass by
 constexpr size_t kAhead = 4096;             // bytes of codes that are fetched before they are used
-
-// What a part of a run looks up, in the lowest bits of lanes. The bits above are those of other fields.
-template <class Op, int bits, int run, int part>
-ALWAYS_INLINE auto index_of(const typename Op::I (&word)[Word<bits>::bytes / 64]) {
-    using W = Word<bits>;
-    constexpr int byte = Op::kParts == 2 ? part : part == 1 ? 2 : part == 2 ? 1 : part;
-    if constexpr (run < W::whole) {
-        return Op::template shifted<run % W::fields * bits + byte * 8>(word[run / W::fields]);
-    } else {
-        const auto two = Op::template shifted<6>(word[run - 6]), rest = Op::template shifted<run - 2>(word[2]);
-        return Op::template shifted<byte * 8>(Op::two_and_rest(two, rest));
-    }
-}
 
 // Where the next groups of a tile are.
 struct Place {

@@ -4,37 +4,14 @@
 #include <immintrin.h>
 
 #include "contract.h"
-#include "linear/output_avx512.h"
+#include "linear_w4a8/avx512.h"
 
 namespace {
-
-// As linear/output_avx512.h takes it.
-struct W4A16 {
-    using Problem = LinearW4A16;
-    using Sum = float;
-
-    template <int C, Output output>
-    struct Values {
-        __m512 bias;
-
-        ALWAYS_INLINE Values(const LinearW4A16& p, size_t, size_t n, size_t) : bias(_mm512_load_ps(p.bias + n)) {}
-
-        ALWAYS_INLINE __m512 of(const float* tile, size_t, Index<0>) const {
-            return _mm512_add_ps(_mm512_load_ps(tile), bias);
-        }
-    };
-};
-
-template <Epilogue epilogue>
-void write_rows(const LinearW4A16& p, const float* y, size_t rows, size_t m, size_t block) {
-    const Writer<W4A16, 1, epilogue> writer(p, m, block * 16, p.n);
-    for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * 16);
-}
 
 struct Avx512 {
     using F = __m512;
     using I = __m512i;
-    static constexpr size_t kLanes = 16;
+    static constexpr size_t kLanes = ::kLanes;
     static constexpr size_t kRows = 8;
     static constexpr int kSide[kRows] = {4, 4, 4, 2, 2, 1, 1, 1};
 
@@ -54,16 +31,14 @@ struct Avx512 {
         return _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), two, rest, 0xca);  // the first says which
     }
     ALWAYS_INLINE static __m512 of_group(const Wna8& w, const void* values, size_t at) {
-        if (!w.bf16_scale) return _mm512_load_ps((const float*)values + at);
-        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)values + at));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+        return ::of_group(w, values, at);
     }
     ALWAYS_INLINE static __m512 minus_u8(const uint8_t* at) {
         const __m512i values = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i*)at));
         return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), values));
     }
     ALWAYS_INLINE static void write(const LinearW4A16& p, const float* y, size_t rows, size_t m, size_t block) {
-        for_epilogue<float>(p.activation, p.output, [&](auto known) { write_rows<known.value>(p, y, rows, m, block); });
+        write_rows<1>(p, y, rows, m, block);
     }
 };
 

@@ -10,16 +10,17 @@ namespace {
 
 constexpr size_t kLanes = 16;  // columns of a block
 
-// As linear/output_avx512.h takes it.
-struct W4A8 {
-    using Problem = LinearW4A8;
+// Sums that lack a bias only, of linear_w4a8 and linear_w4a16, as linear/output_avx512.h takes them.
+template <class P>
+struct Biased {
+    using Problem = P;
     using Sum = float;
 
     template <int C, Output output>
     struct Values {
         __m512 bias[C];
 
-        ALWAYS_INLINE Values(const LinearW4A8& p, size_t, size_t n, size_t) {
+        ALWAYS_INLINE Values(const P& p, size_t, size_t n, size_t) {
             unroll<C>([&](auto c) INLINED { bias[c.value] = _mm512_load_ps(p.bias + n + c.value * kLanes); });
         }
 
@@ -29,6 +30,15 @@ struct W4A8 {
         }
     };
 };
+
+// y: [rows, C, 16].
+template <int C, class P>
+void write_rows(const P& p, const float* y, size_t rows, size_t m, size_t block) {
+    for_epilogue<float>(p.activation, p.output, [&](auto known) {
+        const Writer<Biased<P>, C, known.value> writer(p, m, block * kLanes, p.n);
+        for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * C * kLanes);
+    });
+}
 
 // Runs of a word. Not intrinsics: GCC 12 would keep what it loaded for one field of a vector in registers until the
 // next.
@@ -59,12 +69,6 @@ ALWAYS_INLINE __m512 of_group(const Wna8& w, const void* values, size_t at) {
     if (!w.bf16_scale) return _mm512_load_ps((const float*)values + at);
     const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)values + at));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
-}
-
-template <int C, Epilogue epilogue>
-void write_rows(const LinearW4A8& p, const float* y, size_t rows, size_t m, size_t n) {
-    const Writer<W4A8, C, epilogue> writer(p, m, n, p.n);
-    for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * C * kLanes);
 }
 
 }  // namespace

@@ -162,8 +162,7 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
             left = p.weight.per;
         }
     }
-    for_epilogue<float>(p.activation, p.output,
-                        [&](auto known) { write_rows<C, known.value>(p, y, R, m, block * kLanes); });
+    write_rows<C>(p, y, R, m, block);
 }
 
 using TileFn = void (*)(const LinearW4A8&, size_t m, size_t block);

@@ -177,7 +177,9 @@ Tensor rows_wna16(const Tensor& x, const Tensor& codes, const Tensor& scale, con
         .n = n,
         .activation = Activation::kNone,
         .output = rows.bf16 ? Output::kBf16 : Output::kF32};
-    const W4A16Kernels kernels = best(linear_w4a16_variants, active_isa());
+    // One row is faster without tiles, which have other bits.
+    const Isa isa = rows.m == 1 ? std::min(active_isa(), Isa::kAvx512Vnni) : active_isa();
+    const W4A16Kernels kernels = best(linear_w4a16_variants, isa);
     ++integer_linears;
     run(
         threads_for(rows.m, n, rows.k, round_up(n, kBlock) * rows.k * size_t(bits) / 8), rows.m, n, 48,

@@ -1,0 +1,32 @@
+// Codes as pairs of bf16 levels. vpermw looks at the lowest five bits of each 16-bit lane only, and the table of levels
+// is in it as often as it fits: a shifted vector of codes needs no mask. Everything is internal to the file that
+// includes it.
+#pragma once
+#include <immintrin.h>
+
+#include "index.h"
+#include "levels.h"
+
+namespace {
+
+struct Pairs {
+    using I = __m512i;
+    static constexpr int kParts = 2;  // of a run: values 0 and 2, and 1 and 3
+    __m512i levels;
+
+    explicit Pairs(const Levels& of) : levels(_mm512_load_si512(of.bf16)) {}
+
+    template <int by>
+    ALWAYS_INLINE static __m512i shifted(__m512i v) {
+        return by ? _mm512_srli_epi16(v, by) : v;
+    }
+    ALWAYS_INLINE static __m512i two_and_rest(__m512i two, __m512i rest) {
+        return _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), two, rest, 0xca);  // the first says which
+    }
+    template <int bits>
+    ALWAYS_INLINE __m512i weights(__m512i index) const {
+        return _mm512_permutexvar_epi16(index, levels);
+    }
+};
+
+}  // namespace
