@@ -14,10 +14,15 @@ ALWAYS_INLINE __m512 load16(const uint16_t* x, __mmask16 mask) {  // bf16 is the
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
 }
 
-// To the nearest bf16, half to even; a NaN stays one. vcvtneps2bf16 makes 0 of subnormals; the first VNNI processors
-// lack it.
+// vcvtneps2bf16 makes 0 of subnormals, and the first VNNI processors lack it. A file that leaves some rows to a variant
+// without it defines ROUND_SUBNORMALS, to have the same bits.
+#if defined(__AVX512BF16__) && !defined(ROUND_SUBNORMALS)
+#define CONVERT_BF16
+#endif
+
+// To the nearest bf16, half to even; a NaN stays one.
 ALWAYS_INLINE __m256i to_bf16(__m512 x) {
-#ifdef __AVX512BF16__
+#ifdef CONVERT_BF16
     return (__m256i)_mm512_cvtneps_pbh(x);
 #else
     const __m512i bits = _mm512_castps_si512(x);
@@ -30,7 +35,7 @@ ALWAYS_INLINE __m256i to_bf16(__m512 x) {
 
 // The same of two vectors, one after the other.
 ALWAYS_INLINE __m512i to_bf16(__m512 a, __m512 b) {
-#ifdef __AVX512BF16__
+#ifdef CONVERT_BF16
     return (__m512i)_mm512_cvtne2ps_pbh(b, a);
 #else
     const auto rounded = [](__m512 x) INLINED {  // in the upper halves; a quiet NaN is one without its lower half

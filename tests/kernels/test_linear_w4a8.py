@@ -162,6 +162,17 @@ def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, s
         assert torch.equal(multiply(linear_w4a8_variant, p.rows(count)), want[:count])
 
 
+@pytest.mark.parametrize("gelu", [True, False])
+def test_subnormals_do_not_depend_on_how_many_rows_there_are(linear_w4a8_variant: str, gelu: bool) -> None:
+    """Some instructions make 0 of them."""
+    p = Problem.of(40, 72, 96, 32)
+    p.scale_NG.mul_(1e-38)
+    p.bias_N.mul_(0)
+    alone = multiply(linear_w4a8_variant, p.rows(1), gelu=gelu, dtype=torch.bfloat16)
+    assert alone.count_nonzero() > 36
+    assert torch.equal(multiply(linear_w4a8_variant, p, gelu=gelu, dtype=torch.bfloat16)[:1], alone)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool, bits: int) -> None:

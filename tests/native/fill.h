@@ -142,6 +142,7 @@ struct Wna8Weight {
                  .group = group,
                  .per = per} {
         const size_t offset = bits == 1 ? 0 : random.between(0, bits == 4 ? 3 : 2);
+        for (size_t i = 0; i < zero.bytes(); ++i) *zero.at<uint8_t>(i) %= 129;  // what the contract allows
         if (offset == 1) weight.zero = zero.at<uint8_t>();
         if (offset == 2) weight.minimum = minimum.at<void>();
         if (offset == 3) weight.levels = levels.at<int8_t>();
