@@ -102,7 +102,7 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory, convert: Convert) -> P
         floats[0] = floats[0] * np.float32(held.step)
     scale, *minima = map(memory.copy, layouts.pack_scales(*floats))
     if zero_NG is not None:
-        check_fit(zero_NG, int(lowest), int(lowest) + 255, "unsigned bytes", "zero points")
+        check_fit(zero_NG, int(lowest), int(lowest) + layouts.MAX_ZERO_WNA8, "the kernels", "zero points")
     return PackedW4A8(
         codes=codes,
         bits=held.bits,

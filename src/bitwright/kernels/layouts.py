@@ -42,6 +42,7 @@ PAD_K_BF16 = 32
 PAD_K_INT4 = 32
 WORD_WNA8 = {4: 8, 3: 32, 2: 16, 1: 32}  # bits -> K of a word of `pack_wna8`. Neither K nor a group is padded to it
 MAX_GROUP_W4A8 = 128  # the sum of so many codes, int8, fits into 16 bits
+MAX_ZERO_WNA8 = 128  # a code less its zero point fits into a signed byte
 
 
 def _contiguous(view: Any) -> Any:

@@ -53,7 +53,7 @@ class GroupedLinear:
             whole, step = whole_levels(levels.tolist())
             scale_NG, levels = scale_NG * step, torch.tensor(whole, dtype=torch.int8)
         if zero_NG is not None:
-            check_fit(zero_NG, lowest, lowest + 255, "unsigned bytes", "zero points")
+            check_fit(zero_NG, lowest, lowest + layouts.MAX_ZERO_WNA8, "the kernels", "zero points")
         self._prefix = prefix
         keep(layer, prefix + "codes", layouts.pack_wna8((codes_NK - lowest).view(torch.uint8), held))
         keep(layer, prefix + "scale", layouts.pack_scales(scale_NG)[0])
