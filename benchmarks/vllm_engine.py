@@ -7,6 +7,8 @@ one: the time of prompts and new tokens, or the most likely next token at each p
 """
 
 import argparse
+import ctypes
+import signal
 import sys
 import time
 from collections import Counter
@@ -18,6 +20,7 @@ sys.path.append(str(Path(__file__).parent))  # last: -P keeps what lies here fro
 
 from llm_engines import answer_requests, prompts_of, vllm_engine
 
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that this process gets when its parent is gone
 MODEL_TOKENS = 1024
 BATCH_TOKENS = 2048  # what `vllm serve` takes on a CPU
 
@@ -93,7 +96,8 @@ def answered(requests: Requests, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Load and warm up, then answer until the input ends."""
+    """Load and warm up, then answer until the input ends; a stopped process does not see that it did."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
     parser.add_argument("--threads", type=int, default=2)
