@@ -1,6 +1,7 @@
 """Fixtures that the whole suite shares: a real model, tiny models of every family, real texts."""
 
 import fcntl
+import gc
 import hashlib
 import importlib.util
 import os
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 import bitwright.cli
+from bitwright.calibration.tokens import token_ids
 from tests.families import DECODERS, ENCODERS, write_model
 from tests.forks import FORKING
 
@@ -30,6 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("bitwright", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.register_profile("long", database=None, deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("bitwright")
+
+_LONG_TEXT = 1 << 13  # characters
 
 TinyModel = Callable[..., Path]
 Once = Callable[[object, Callable[[Path], object]], Path]
@@ -90,10 +94,36 @@ def forked_checks() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def texts_read_once() -> Iterator[None]:
+    """The built-in prose is read once for each tokenizer: half a second, whenever a language model is opened. Ids are a
+    function of the tokenizer, as it would be written, and of the text."""
+    known: dict[tuple[object, ...], list[int]] = {}
+
+    def ids_of(tokenizer: Any, text: str) -> list[int]:
+        if not getattr(tokenizer, "is_fast", False) or len(text) < _LONG_TEXT:
+            return token_ids(tokenizer, text)
+        key = (type(tokenizer), tokenizer.backend_tokenizer.to_str(), text)
+        if key not in known:
+            known[key] = token_ids(tokenizer, text)
+        return list(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("bitwright.calibration.windows", "bitwright.pipeline.builtin"):
+            patch.setattr(f"{module}.token_ids", ids_of)
+        yield
+
+
 @pytest.fixture
 def new_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process in which a result is checked is a new interpreter, as users have it."""
     monkeypatch.setattr("bitwright.runtime.verify.subprocess", subprocess)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a benchmark are forks of this process; in `test_bench.py` some are new interpreters."""
+    monkeypatch.setattr("bitwright.runtime.bench_process.subprocess", FORKING)
 
 
 @pytest.fixture
@@ -181,6 +211,11 @@ def watched_page(browser: Any) -> Iterator[Callable[[str, int], Any]]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What quantizes and runs whole models comes first: no worker is left alone with the longest file at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("pipeline", "runtime", "tests"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported stays: nobody who collects garbage, here or in a fork, goes through it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

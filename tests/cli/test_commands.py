@@ -200,7 +200,7 @@ def test_analyze_for_machines(tiny_model: TinyModel, here: Path, run: Run) -> No
     assert "first 3 of 12" in again.out
 
 
-@pytest.mark.usefixtures("unverified")
+@pytest.mark.usefixtures("forked_workers", "unverified")
 def test_language_models_from_the_command_line(tiny_llama: Path, here: Path, run: Run) -> None:
     quick = ("--method", "gptq", "--samples", "20", "--max-loss", "90%")
     (here / "small.yaml").write_text("calibration: {samples: 32, max_tokens: 32}\n")
