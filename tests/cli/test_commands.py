@@ -229,7 +229,10 @@ def test_undecided_budget(tiny_model: TinyModel, here: Path, run: Run, accept: t
         "30", "--no-speed", "--no-sensitivity", "--json", *accept,
     )  # fmt: skip
     assert outcome.code == code
-    assert json.loads(outcome.out)["evaluation"]["verdict"] == "undecided"
+    record = json.loads(outcome.out)
+    assert record["evaluation"]["verdict"] == "undecided"
+    assert record["exit_code"] == code
+    assert any("single number" in text for text in record["warnings"])
     assert any(line.startswith("bitwright: budget undecided: loss") for line in outcome.remarks) == (code == 3)
 
 
