@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import pytest
 from hypothesis import settings
 
 import bitwright.cli
+from bitwright.calibration.fit import Reader, readable
+from bitwright.calibration.passages import Passage
 from bitwright.calibration.tokens import token_ids
 from tests.families import DECODERS, ENCODERS, write_model
 from tests.forks import FORKING
@@ -96,21 +99,34 @@ def forked_checks() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def texts_read_once() -> Iterator[None]:
-    """The built-in prose is read once for each tokenizer: half a second, whenever a language model is opened. Ids are a
-    function of the tokenizer, as it would be written, and of the text."""
-    known: dict[tuple[object, ...], list[int]] = {}
+    """The built-in texts are read once by each tokenizer, whichever model has it: a tenth of a second whenever an
+    encoder is opened, half a second for a language model. Tokens are a function of the text, of the tokenizer as it
+    would be written, and of what a model puts before its texts."""
+    known: dict[tuple[object, ...], Any] = {}
+
+    def once_for(tokenizer: Any, key: tuple[object, ...], read: Callable[[], Any]) -> Any:
+        if not getattr(tokenizer, "is_fast", False):
+            return read()
+        key = (type(tokenizer), tokenizer.backend_tokenizer.to_str(), repr(tokenizer.chat_template), *key)
+        if key not in known:
+            known[key] = read()
+        return known[key]
 
     def ids_of(tokenizer: Any, text: str) -> list[int]:
-        if not getattr(tokenizer, "is_fast", False) or len(text) < _LONG_TEXT:
-            return token_ids(tokenizer, text)
-        key = (type(tokenizer), tokenizer.backend_tokenizer.to_str(), text)
-        if key not in known:
-            known[key] = token_ids(tokenizer, text)
-        return list(known[key])
+        read = partial(token_ids, tokenizer, text)
+        return list(once_for(tokenizer, (text,), read)) if len(text) > _LONG_TEXT else read()
+
+    def readable_by(passages: Sequence[Passage], reader: Reader) -> Any:
+        model, read = getattr(reader.tokenize, "__self__", None), partial(readable, passages, reader)
+        if model is None:
+            return read()
+        how = (reader.name, reader.unknown, reader.max_tokens, type(model), model.n_types, repr(model.sentences))
+        return once_for(model.tokenizer, (passages, *how), read)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("bitwright.calibration.windows", "bitwright.pipeline.builtin"):
-            patch.setattr(f"{module}.token_ids", ids_of)
+        patch.setattr("bitwright.calibration.windows.token_ids", ids_of)
+        patch.setattr("bitwright.pipeline.builtin.token_ids", ids_of)
+        patch.setattr("bitwright.pipeline.builtin.readable", readable_by)
         yield
 
 
