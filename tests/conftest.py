@@ -1,6 +1,7 @@
 """Fixtures that the whole suite shares: a real model, tiny models of every family, real texts."""
 
 import fcntl
+import gc
 import hashlib
 import importlib.util
 import os
@@ -9,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ import pytest
 from hypothesis import settings
 
 import bitwright.cli
+from bitwright.calibration.fit import Reader, readable
+from bitwright.calibration.passages import Passage
+from bitwright.calibration.tokens import token_ids
 from tests.families import DECODERS, ENCODERS, write_model
 from tests.forks import FORKING
 
@@ -30,6 +35,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("bitwright", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.register_profile("long", database=None, deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("bitwright")
+
+_LONG_TEXT = 1 << 13  # characters
 
 TinyModel = Callable[..., Path]
 Once = Callable[[object, Callable[[Path], object]], Path]
@@ -90,10 +97,49 @@ def forked_checks() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def texts_read_once() -> Iterator[None]:
+    """The built-in texts are read once by each tokenizer, whichever model has it: a tenth of a second whenever an
+    encoder is opened, half a second for a language model. Tokens are a function of the text, of the tokenizer as it
+    would be written, and of what a model puts before its texts."""
+    known: dict[tuple[object, ...], Any] = {}
+
+    def once_for(tokenizer: Any, key: tuple[object, ...], read: Callable[[], Any]) -> Any:
+        if not getattr(tokenizer, "is_fast", False):
+            return read()
+        key = (type(tokenizer), tokenizer.backend_tokenizer.to_str(), repr(tokenizer.chat_template), *key)
+        if key not in known:
+            known[key] = read()
+        return known[key]
+
+    def ids_of(tokenizer: Any, text: str) -> list[int]:
+        read = partial(token_ids, tokenizer, text)
+        return list(once_for(tokenizer, (text,), read)) if len(text) > _LONG_TEXT else read()
+
+    def readable_by(passages: Sequence[Passage], reader: Reader) -> Any:
+        model, read = getattr(reader.tokenize, "__self__", None), partial(readable, passages, reader)
+        if model is None:
+            return read()
+        how = (reader.name, reader.unknown, reader.max_tokens, type(model), model.n_types, repr(model.sentences))
+        return once_for(model.tokenizer, (passages, *how), read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitwright.calibration.windows.token_ids", ids_of)
+        patch.setattr("bitwright.pipeline.builtin.token_ids", ids_of)
+        patch.setattr("bitwright.pipeline.builtin.readable", readable_by)
+        yield
+
+
 @pytest.fixture
 def new_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process in which a result is checked is a new interpreter, as users have it."""
     monkeypatch.setattr("bitwright.runtime.verify.subprocess", subprocess)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a benchmark are forks of this process; in `test_bench.py` some are new interpreters."""
+    monkeypatch.setattr("bitwright.runtime.bench_process.subprocess", FORKING)
 
 
 @pytest.fixture
@@ -181,6 +227,18 @@ def watched_page(browser: Any) -> Iterator[Callable[[str, int], Any]]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What quantizes and runs whole models comes first: no worker is left alone with the longest file at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("pipeline", "runtime", "tests"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """While modules are imported and twenty thousand tests are made, all stays: looking for garbage takes 4 s."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Nor does anybody who collects garbage later, here or in a fork, go through it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

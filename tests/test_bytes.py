@@ -115,7 +115,7 @@ def written(source: Path, folder: Path) -> dict[str, str]:
 
     def run(name: str, settings: dict[str, Any]) -> str:
         recipe = make_recipe({"method": "rtn", "targets": ["bitwright"]} | settings)
-        quantize(source, out=folder / name, recipe=recipe, judged=False)
+        quantize(source, out=folder / name, recipe=recipe, judged=False, samples=8)
         return digest(folder / name)
 
     is_decoder = json.loads((source / "config.json").read_text())["model_type"] in DECODERS

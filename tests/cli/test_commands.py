@@ -200,7 +200,7 @@ def test_analyze_for_machines(tiny_model: TinyModel, here: Path, run: Run) -> No
     assert "first 3 of 12" in again.out
 
 
-@pytest.mark.usefixtures("unverified")
+@pytest.mark.usefixtures("forked_workers", "unverified")
 def test_language_models_from_the_command_line(tiny_llama: Path, here: Path, run: Run) -> None:
     quick = ("--method", "gptq", "--samples", "20", "--max-loss", "90%")
     (here / "small.yaml").write_text("calibration: {samples: 32, max_tokens: 32}\n")
@@ -229,7 +229,10 @@ def test_undecided_budget(tiny_model: TinyModel, here: Path, run: Run, accept: t
         "30", "--no-speed", "--no-sensitivity", "--json", *accept,
     )  # fmt: skip
     assert outcome.code == code
-    assert json.loads(outcome.out)["evaluation"]["verdict"] == "undecided"
+    record = json.loads(outcome.out)
+    assert record["evaluation"]["verdict"] == "undecided"
+    assert record["exit_code"] == code
+    assert any("single number" in text for text in record["warnings"])
     assert any(line.startswith("bitwright: budget undecided: loss") for line in outcome.remarks) == (code == 3)
 
 

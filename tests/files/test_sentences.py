@@ -63,7 +63,7 @@ def compare(path: Path, out: Path, **options: Any) -> None:
     float_model = bitwright.load(path)
     np.testing.assert_allclose(float_model.encode(TEXTS, **options), expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(float_model.encode(TEXTS[0], **options), library.encode(TEXTS[0], **options), atol=1e-5)
-    bitwright.quantize(path, out=out, judged=False)
+    bitwright.quantize(path, out=out, judged=False, samples=8)
     engine = bitwright.load(out)
     assert engine.backend.startswith("engine") or engine.sentences.mix, engine.backend
     assert engine.tokenize(TEXTS) == float_model.tokenize(TEXTS)
@@ -203,5 +203,5 @@ def test_keys_that_are_not_known_are_told(source: Path, tmp_path: Path) -> None:
         f"{TRANSFORMER_FILES[0]}: model_kwargs.odd",
         "1_Pooling/config.json: unheard_of",
     )
-    result = bitwright.quantize(source, out=tmp_path / "out", judged=False)
+    result = bitwright.quantize(source, out=tmp_path / "out", judged=False, samples=8)
     assert any("new_key" in warning and "unheard_of" in warning for warning in result.measured.warnings)

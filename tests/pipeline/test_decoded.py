@@ -29,7 +29,7 @@ def file(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory, texts:
     path = tmp_path_factory.mktemp("model")
     shutil.copytree(tiny_model("llama", hidden_size=64, intermediate_size=96, head_dim=16), path / "float")
     recipe = make_recipe({"scheme": "w4a16_g32", "targets": ["gguf"]})
-    quantize(give_tokens(path / "float", texts), out=path / "out", recipe=recipe, judged=False)
+    quantize(give_tokens(path / "float", texts), out=path / "out", recipe=recipe, judged=False, samples=8)
     write_gguf(ModelDirectory(path / "out"), path / "tiny.gguf")
     return path / "tiny.gguf"
 
@@ -68,7 +68,7 @@ def test_random_blocks_of_each_type(tmp_path: Path, name: str, kind: int) -> Non
 
 def test_a_run_says_that_its_original_was_codes(file: Path, tmp_path: Path) -> None:
     recipe = make_recipe({"scheme": "w8a16", "targets": ["bitwright"]})
-    record = quantize(file, out=tmp_path / "out", recipe=recipe, judged=False).measured
+    record = quantize(file, out=tmp_path / "out", recipe=recipe, judged=False, samples=8).measured
     assert (record.model.name, record.model.source) == ("tiny.gguf", str(file))
     assert record.model.decoded == ("Q4_0",)
     assert record.size.source_bytes == file.stat().st_size

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("unverified")
 SAMPLES = 32
 PROSE = "builtin#documentation"  # one kind of text: the thresholds here are for a loss on it
 FFN = "model.layers.1.mlp"
+BAD = "encoder.layer.1.intermediate.dense"
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,14 @@ def bad_decoder(trained_decoder: Path, planted: Callable[..., Path], tmp_path_fa
     to = tmp_path_factory.mktemp("bad") / "decoder"
     readers = [f"{FFN}.gate_proj", f"{FFN}.up_proj"]
     return planted(trained_decoder, to, "model.layers.1.post_attention_layernorm", readers, (5, 40), 200)
+
+
+@pytest.fixture(scope="module")
+def bad_encoder(
+    tiny_model: Callable[..., Path], planted: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    to = tmp_path_factory.mktemp("bad") / "encoder"
+    return planted(tiny_model("bert"), to, "encoder.layer.1.attention.output.LayerNorm", [BAD], [0], 100)
 
 
 def recipe_of(scheme: str, method: str, max_loss: float) -> Recipe:
@@ -60,26 +69,25 @@ def test_bad_unit_of_a_decoder_ranks_first_by_error_and_by_fisher(bad_decoder: P
     assert found["fisher"][0]["fisher"] > 3 * found["fisher"][1]["fisher"]
 
 
+def test_bad_ffn_of_an_encoder_ranks_first(bad_encoder: Path) -> None:
+    recipe = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+    assert analyze(bad_encoder, recipe=recipe, samples=100, data=PROSE)["rows"][0]["name"] == BAD
+
+
 @pytest.mark.parametrize(("scheme", "max_loss", "instead"), [("w8a8", 0.004, "16bit"), ("w4a16_g32", 0.08, "w8a8")])
 def test_bad_ffn_of_an_encoder_is_the_only_fallback(
-    tiny_model: Callable[..., Path],
-    planted: Callable[..., Path],
-    tmp_path: Path,
-    scheme: str,
-    max_loss: float,
-    instead: str,
+    bad_encoder: Path, tmp_path: Path, scheme: str, max_loss: float, instead: str
 ) -> None:
-    name = "encoder.layer.1.intermediate.dense"
-    source = planted(
-        tiny_model("bert"), tmp_path / "bad", "encoder.layer.1.attention.output.LayerNorm", [name], [0], 100
-    )
-    recipe = recipe_of(scheme, "rtn", max_loss)
+    name, recipe = BAD, recipe_of(scheme, "rtn", max_loss)
     result = quantize(
-        source, out=tmp_path / "out", recipe=recipe, data=PROSE, samples=200, speed=False, sensitivity=False
+        bad_encoder, out=tmp_path / "out", recipe=recipe, data=PROSE, samples=200, speed=False, sensitivity=False
     )
     assert kept_of(result.record) == {name: instead}
+    linears = [row for row in result.record["plan"] if row["role"] not in ("embedding", "head")]
+    assert [row["name"] for row in linears if row["scheme"] == instead] == [name]
     assert result.record["evaluation"]["verdict"] == "met"
     assert [step["units"] for step in result.record["steps"]] == [[], [name]]
+    assert [step["n_fallback"] for step in result.record["steps"]] == [0, 1]
     assert result.record["steps"][0]["loss"] > max_loss
     units = result.record["sensitivity"]["units"]  # what the search needed, and no more
     assert units[0]["name"] == name

@@ -50,7 +50,7 @@ def recipe(**how: Any) -> Any:
 def test_its_codes_stay(trained: tuple[Path, bool], tmp_path: Path, method: str) -> None:
     source, signed = trained
     asked = recipe(scheme="w4a16_asym" if signed else "w4a16", method=method, calibration={"samples": 8})
-    record = quantize(source, out=tmp_path / "out", recipe=asked, judged=False).measured
+    record = quantize(source, out=tmp_path / "out", recipe=asked, judged=False, samples=8).measured
     before = load_file(source / "model.safetensors")
     linears = read_checkpoint(ModelDirectory(tmp_path / "out")).linears
     weights = {name: as_torch(pending.load().weight.dequantize()).bfloat16() for name, pending in linears.items()}

@@ -83,7 +83,7 @@ def test_each_file_of_the_source_is_opened_once(
 
 
 def test_loading_and_encoding_leaves_torch_out(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    quantize(tiny_model("bert"), out=tmp_path / "out", judged=False)
+    quantize(tiny_model("bert"), out=tmp_path / "out", judged=False, samples=8)
     code = (
         "import sys, bitwright\n"
         f"model = bitwright.load({str(tmp_path / 'out')!r})\n"

@@ -74,7 +74,7 @@ def test_a_format_is_refused_before_the_work_if_and_only_if_it_loses_something(
 ) -> None:
     accepted = {target for target in FORMATS if not refused(llama, target, scheme=scheme)}
     assert accepted == HELD[scheme]
-    quantize(llama, out=tmp_path / "out", recipe=recipe("bitwright", scheme=scheme), judged=False)
+    quantize(llama, out=tmp_path / "out", recipe=recipe("bitwright", scheme=scheme), judged=False, samples=8)
     assert {to for to in FORMATS if converts(tmp_path / "out", to, tmp_path / to)} == accepted
     assert {row.target for row in verify_formats(tmp_path / "out", FORMATS) if row.ok} == accepted
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import bitwright
 from bitwright.errors import InputError, ModelError, NumericsError, RecipeError, TargetError
-from bitwright.pipeline import Texts, analyze, preview, quantize
+from bitwright.pipeline import Texts, preview, quantize
 from bitwright.pipeline.job import open_job
 from bitwright.pipeline.variants import calibration_batches
 from bitwright.recipe import make_recipe, read_recipe
@@ -55,14 +55,6 @@ def copied(source: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], N
     return to
 
 
-def plant(tensors: dict[str, torch.Tensor]) -> None:
-    """Outliers in one linear: its input 0 shrinks, the weights that read it grow as much, the rest loses its steps."""
-    block, factor = "encoder.layer.1", 100
-    for name in ("weight", "bias"):
-        tensors[f"{block}.attention.output.LayerNorm.{name}"][0] /= factor
-    tensors[f"{block}.intermediate.dense.weight"][:, 0] *= factor
-
-
 @pytest.mark.usefixtures("new_interpreters")
 def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     source = tiny_model("bert")
@@ -95,7 +87,7 @@ def test_what_is_left_out_is_told_everywhere(tiny_model: TinyModel, tmp_path: Pa
     """bge-m3's sparse head lies beside its weights as a pickle."""
     source = copied(tiny_model("bert"), tmp_path / "model", lambda tensors: None)
     (source / "sparse_linear.pt").write_bytes(b"x" * 10)
-    result = quantize(source, out=tmp_path / "out", recipe=HERE, judged=False)
+    result = quantize(source, out=tmp_path / "out", recipe=HERE, judged=False, samples=8)
     assert result.measured.left_out == (LeftOut("sparse_linear.pt", 10, "weights"),)
     assert not (tmp_path / "out" / "sparse_linear.pt").exists()
     for file in ("record.json", "README.md", "report.html"):
@@ -127,43 +119,27 @@ def test_what_the_engine_folds_is_verified(tiny_model: TinyModel, tmp_path: Path
     assert checks["integer_kernel_calls"] == 12 + checks["engine_folded_calls"]
 
 
+@pytest.fixture(scope="module")
+def quick(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result of a small BERT, judged on few texts, for tests that only read it."""
+    out = tmp_path_factory.mktemp("quick") / "out"
+    quantize(tiny_model("bert"), out=out, recipe=HERE, **QUICK)
+    return out
+
+
 @pytest.mark.usefixtures("unverified")
 class TestRuns:
-    def test_loaded_model_gives_what_was_measured(
-        self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]
-    ) -> None:
-        source = tiny_model("bert")
-        quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
-        ours, original = bitwright.load(tmp_path / "out"), bitwright.load(source)
+    def test_loaded_model_gives_what_was_measured(self, quick: Path, tiny_model: TinyModel, texts: list[str]) -> None:
+        ours, original = bitwright.load(quick), bitwright.load(tiny_model("bert"))
         a, b = ours.encode(texts[:20]), original.encode(texts[:20])
         cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         assert cosines.mean() > 0.98
         assert ours.backend.startswith("engine:")
         assert original.backend == "torch"
 
-    def test_same_input_same_bytes(self, tiny_model: TinyModel, tmp_path: Path) -> None:
-        source = tiny_model("bert")
-        for name in ("one", "two"):
-            quantize(source, out=tmp_path / name, recipe=HERE, **QUICK)
-        assert digest(tmp_path / "one") == digest(tmp_path / "two")
-
-    def test_planted_sensitive_linear_is_the_only_fallback(self, tiny_model: TinyModel, tmp_path: Path) -> None:
-        name = "encoder.layer.1.intermediate.dense"
-        source = copied(tiny_model("bert"), tmp_path / "planted", plant)
-        prose = "builtin#documentation"  # one kind: the threshold below is for a loss on it
-        found = analyze(source, recipe=HERE, samples=100, data=prose)
-        assert found["rows"][0]["name"] == name
-        more = QUICK | {"samples": 200, "data": prose}
-        loss = quantize(source, out=tmp_path / "loose", recipe=HERE, **more).record["evaluation"]["loss"]
-        result = quantize(source, out=tmp_path / "out", recipe=HERE, max_loss=loss / 3, **more)
-        kept = [
-            r["name"]
-            for r in result.record["plan"]
-            if r["scheme"] == "16bit" and r["role"] not in ("embedding", "head")
-        ]
-        assert kept == [name]
-        assert result.record["evaluation"]["verdict"] == "met"
-        assert [step["n_fallback"] for step in result.record["steps"]] == [0, 1]
+    def test_same_input_same_bytes(self, quick: Path, tiny_model: TinyModel, tmp_path: Path) -> None:
+        quantize(tiny_model("bert"), out=tmp_path / "again", recipe=HERE, **QUICK)
+        assert digest(tmp_path / "again") == digest(quick)
 
     @pytest.mark.parametrize("scheme", ["w8a8_symmetric", "w8a8_static", "w8a8_static_symmetric"])
     def test_schemes(self, tiny_model: TinyModel, tmp_path: Path, scheme: str) -> None:
@@ -216,15 +192,15 @@ class TestRuns:
             assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
 
     def test_existing_result_is_kept_unless_told(self, tiny_model: TinyModel, tmp_path: Path) -> None:
-        source = tiny_model("bert")
-        quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+        source, quick = tiny_model("bert"), QUICK | {"judged": False, "samples": 8}
+        quantize(source, out=tmp_path / "out", recipe=HERE, **quick)
         before = digest(tmp_path / "out")
         with pytest.raises(InputError, match="--overwrite"):
-            quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+            quantize(source, out=tmp_path / "out", recipe=HERE, **quick)
         assert digest(tmp_path / "out") == before
-        quantize(source, out=tmp_path / "out", recipe=HERE, overwrite=True, **QUICK)
+        quantize(source, out=tmp_path / "out", recipe=HERE, overwrite=True, **quick)
         with pytest.raises(InputError, match="choose another directory"):
-            quantize(source, out=source, recipe=HERE, overwrite=True, **QUICK)
+            quantize(source, out=source, recipe=HERE, overwrite=True, **quick)
 
     def test_own_metric_decides(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         (tmp_path / "mine.py").write_text(
@@ -253,19 +229,6 @@ class TestRuns:
         page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         assert not [text for text in texts if len(text) > 40 and text in page]  # no user text in the report
         assert not [text for text in texts if len(text) > 40 and text in (tmp_path / "out" / "record.json").read_text()]
-
-    def test_budget_that_the_sample_cannot_decide(self, tiny_model: TinyModel, tmp_path: Path) -> None:
-        (tmp_path / "one.py").write_text(
-            "def number(encode):\n    return float(encode(['a list', 'a class'])[0, 0]) ** 2 + 1\n"
-        )
-        for accept, code in ((False, 3), (True, 0)):
-            budget = {"max_loss": 0.5, "accept_point_estimate": accept}
-            recipe = make_recipe({"targets": ["bitwright"], "budget": budget})
-            out = tmp_path / f"out{code}"
-            result = quantize(tiny_model("bert"), out=out, recipe=recipe, metric=f"{tmp_path}/one.py:number", **QUICK)
-            assert result.record["evaluation"]["verdict"] == "undecided"
-            assert any("single number" in text for text in result.record["warnings"])
-            assert result.exit_code == code
 
     def test_preview_writes_nothing(
         self, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,7 +53,7 @@ def test_an_embedder_made_of_a_language_model_gives_the_library_s_vectors(
     some = [texts[0][:20], *texts[1:12]]
     theirs = SentenceTransformer(str(embedder), device="cpu").encode(some)
     np.testing.assert_allclose(bitwright.load(embedder).encode(some), theirs, atol=1e-6)
-    bitwright.quantize(embedder, out=tmp_path / "out", judged=False)
+    bitwright.quantize(embedder, out=tmp_path / "out", judged=False, samples=8)
     ours = bitwright.load(tmp_path / "out")
     assert ours.task == "embedding"
     assert cosines(np.asarray(ours.encode(some)), theirs).min() > 0.98
@@ -63,7 +63,7 @@ def test_an_embedder_made_of_a_language_model_gives_the_library_s_vectors(
 @pytest.mark.parametrize("method", ["smoothquant", "gptq", "awq"])
 def test_every_method_knows_its_blocks(embedder: Path, tmp_path: Path, texts: list[str], method: str) -> None:
     recipe = make_recipe({"method": method, "targets": ["bitwright"], "calibration": {"samples": 16}})
-    bitwright.quantize(embedder, out=tmp_path / "out", recipe=recipe, judged=False)
+    bitwright.quantize(embedder, out=tmp_path / "out", recipe=recipe, judged=False, samples=8)
     some = texts[:8]
     found, wanted = (np.asarray(bitwright.load(path).encode(some)) for path in (tmp_path / "out", embedder))
     assert cosines(found, wanted).min() > 0.98
@@ -90,9 +90,9 @@ def test_a_result_knows_the_task_that_the_user_named(
     beheaded: Path, tmp_path: Path, texts: list[str], task: str
 ) -> None:
     with pytest.raises(ModelError, match=r"BertModel.*classifier\.weight \(3 × 32\).*--task"):
-        bitwright.quantize(beheaded, out=tmp_path / "none", judged=False)
+        bitwright.quantize(beheaded, out=tmp_path / "none", judged=False, samples=8)
     assert not (tmp_path / "none").exists()
-    bitwright.quantize(beheaded, out=tmp_path / "out", judged=False, task=task)
+    bitwright.quantize(beheaded, out=tmp_path / "out", judged=False, samples=8, task=task)
     model, source = bitwright.load(tmp_path / "out"), bitwright.load(beheaded, task=task)
     assert (model.task, source.task) == (task, task)
     assert cosines(np.asarray(model.encode(texts[:4])), np.asarray(source.encode(texts[:4]))).min() > 0.98
@@ -107,7 +107,7 @@ def test_a_language_model_named_an_embedder_keeps_the_pooling_of_its_class(
 ) -> None:
     """Without modules.json sentence-transformers pools the last token of a ...ForCausalLM, and the mean of others."""
     path, out = tiny_model("qwen3", "text-generation"), tmp_path / "out"
-    bitwright.quantize(path, out=out, judged=False, task="embedding")
+    bitwright.quantize(path, out=out, judged=False, samples=8, task="embedding")
     theirs = SentenceTransformer(str(path), device="cpu").encode(texts[:4])
     for library in (bitwright.load(path, task="embedding"), bitwright.load(out), SentenceTransformer(str(out))):
         assert cosines(np.asarray(library.encode(texts[:4])), theirs).min() > 0.98
@@ -122,7 +122,7 @@ def test_a_head_that_only_torch_could_read_does_not_make_the_result_s_task_uncle
     edited(path / "config.json", architectures=["Qwen3Model"])
     torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
-    bitwright.quantize(path, out=tmp_path / "out", judged=False)
+    bitwright.quantize(path, out=tmp_path / "out", judged=False, samples=8)
     model = bitwright.load(tmp_path / "out")
     theirs = SentenceTransformer(str(path), device="cpu").encode(texts[:4])
     assert model.task == "embedding"
@@ -130,7 +130,7 @@ def test_a_head_that_only_torch_could_read_does_not_make_the_result_s_task_uncle
 
 
 def test_nothing_is_noted_where_nobody_named_a_task(tiny_model: TinyModel, tmp_path: Path) -> None:
-    bitwright.quantize(tiny_model("bert", "token-classification"), out=tmp_path / "out", judged=False)
+    bitwright.quantize(tiny_model("bert", "token-classification"), out=tmp_path / "out", judged=False, samples=8)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
     assert TASK_KEY not in config

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bitwright.numerics.linear import QuantizedLinear
-from tests.forks import FORKING
 from tests.rounded import rounded_linears
 
 # Wide enough that rows have more than one group of 32.
@@ -35,9 +34,3 @@ def round_linears() -> Callable[..., dict[str, QuantizedLinear]]:
     """
 
     return rounded_linears
-
-
-@pytest.fixture
-def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers of a benchmark are forks of this process; those of `test_bench.py` are new interpreters."""
-    monkeypatch.setattr("bitwright.runtime.bench_process.subprocess", FORKING)

@@ -371,6 +371,7 @@ def test_a_model_with_a_head_is_measured_too(tiny_model, monkeypatch, task):
     assert 1 - 1e-3 < measured["cosine_to_fp32"]["bitwright"] < 1 + 1e-9
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     "name",
     [

@@ -155,7 +155,7 @@ def test_texts_beyond_the_programs_positions_take_the_generic_path(
     source = Path(shutil.copytree(tiny_model("deberta-v2", "token-classification"), tmp_path / "source"))
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": int(1e30)}))
-    bitwright.quantize(source, out=tmp_path / "out", judged=False)
+    bitwright.quantize(source, out=tmp_path / "out", judged=False, samples=8)
     model, texts = bitwright.load(tmp_path / "out"), ["a list of words", "word " * 100, "b"]
     assert isinstance(model, EngineModel)
     assert [len(ids) for ids in model.tokenize(texts)] == [len(ids) for ids in model.generic.tokenize(texts)]

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from bitwright.errors import LibraryError
 from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.runtime import library
 from bitwright.runtime.library import Library
-from tests.forks import ended_well, in_child
+from tests.forks import FORKING, ended_well, in_child
 
 TEXTS = ["The Quick brown fox", "a", "of a longer list of words than the others are"]
 PAIRS = [("a list", text) for text in TEXTS]
@@ -29,6 +30,15 @@ PAIRS = [("a list", text) for text in TEXTS]
 
 def opened(path: Path, task: str) -> Library:
     return Library(path, task, threads=1, limit=64)
+
+
+@pytest.fixture
+def forked_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The servers of a test that kills them are forks, beside the one that all others ask: that imports for seconds."""
+    monkeypatch.setattr(library, "_server", [])
+    monkeypatch.setattr(library, "subprocess", FORKING)
+    yield
+    library.stop_library()
 
 
 def test_embeddings_and_tokens(minilm_dir: Path) -> None:
@@ -83,6 +93,7 @@ def test_what_it_cannot_load_is_told_and_the_next_model_is_served(minilm_dir: Pa
         assert one.encode(TEXTS).shape == (3, 384)
 
 
+@pytest.mark.usefixtures("forked_server")
 def test_a_server_that_is_gone_is_made_anew(minilm_dir: Path) -> None:
     with opened(minilm_dir, "embedding"):
         pass
@@ -93,6 +104,7 @@ def test_a_server_that_is_gone_is_made_anew(minilm_dir: Path) -> None:
         assert one.encode(TEXTS).shape == (3, 384)
 
 
+@pytest.mark.usefixtures("forked_server")
 def test_a_fork_has_a_server_of_its_own(minilm_dir: Path) -> None:
     def encodes() -> bool:
         with opened(minilm_dir, "embedding") as one:
@@ -134,27 +146,38 @@ def test_sentence_transformers_is_given_ids(minilm_dir: Path) -> None:
         np.testing.assert_allclose(one.forward(ids), theirs.encode(TEXTS[:1]), atol=1e-6)
 
 
-@pytest.mark.parametrize("task", ["embedding", "text-generation"])
-@pytest.mark.parametrize("runtime", [None, "transformers"])
-def test_nothing_of_ours_that_reads_a_model_is_there(
-    tiny_model: Callable[..., Path], task: str, runtime: str | None
-) -> None:
+# Loads what each line of its input asks for in a child of its own, which prints what there is of ours then.
+_LOADED = """
+import json, os, sys, sentence_transformers, torch, transformers
+from bitwright.runtime.library_server import _load
+for line in sys.stdin:
+    request, what, items = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        model = _load(request)
+        with torch.inference_mode():
+            list(getattr(model, what)(items))
+        ours = {name.split('.')[1] for name in sys.modules if name.startswith('bitwright.')}
+        print(*ours & {'models', 'kernels', 'checkpoints', 'engine', 'pipeline', 'quantizing'}, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_nothing_of_ours_that_reads_a_model_is_there(tiny_model: Callable[..., Path]) -> None:
     """What is compared with our reading must not come of it."""
-    path = tiny_model("llama" if task == "text-generation" else "bert", task)
-    items: list[object] = [[5, 6, 7]] if runtime or task == "text-generation" else ["a text"]
-    request = {
-        "directory": str(path), "task": task, "runtime": runtime, "limit": 9, "trust_remote_code": False,
-        "blocks": None,
-    }  # fmt: skip
-    code = (
-        "import sys, torch; from bitwright.runtime.library_server import _load\n"
-        f"model = _load({request!r})\n"
-        f"with torch.inference_mode(): list(model.{'forward' if runtime else 'encode'}({items!r}))\n"
-        "ours = {name.split('.')[1] for name in sys.modules if name.startswith('bitwright.')}\n"
-        "print(*ours & {'models', 'kernels', 'checkpoints', 'engine', 'pipeline', 'quantizing'})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    asked = []
+    for runtime, task in product((None, "transformers"), ("embedding", "text-generation")):
+        path = tiny_model("llama" if task == "text-generation" else "bert", task)
+        request = {
+            "directory": str(path), "task": task, "runtime": runtime, "limit": 9, "trust_remote_code": False,
+            "blocks": None,
+        }  # fmt: skip
+        items = [[5, 6, 7]] if runtime or task == "text-generation" else ["a text"]
+        asked.append([request, "forward" if runtime else "encode", items])
+    lines = "".join(f"{json.dumps(each)}\n" for each in asked)
+    done = subprocess.run([sys.executable, "-c", _LOADED], input=lines, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n" * len(asked)
 
 
 def test_a_server_ends_with_a_parent_that_is_killed() -> None:
@@ -180,6 +203,7 @@ def _runs(process: Path) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("forked_server")
 def test_a_model_that_hangs_is_given_up(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(minilm_dir, "embedding") as one:
         (server,) = library._server

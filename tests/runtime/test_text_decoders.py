@@ -248,7 +248,7 @@ def test_what_the_engine_does_not_run_says_why(
 
 def test_a_result_that_the_engine_does_not_run_says_why(tiny_model: TinyModel, tmp_path: Path) -> None:
     source = tiny_model("qwen3", "token-classification", **_HEADS)
-    bitwright.quantize(source, out=tmp_path / "out", judged=False)
+    bitwright.quantize(source, out=tmp_path / "out", judged=False, samples=8)
     model = bitwright.load(tmp_path / "out")
     assert isinstance(model, GenericModel)
     assert "not on the engine: the engine runs no decoder for token-classification" in model.backend

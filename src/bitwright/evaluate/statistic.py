@@ -6,7 +6,6 @@ depend on the counts (embeddings, cosines, sort orders) is computed once, so tha
 than one, and their scores are exact, not approximations around the full sample.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ IntArray = NDArray[np.integer]
 
 _MAX_MEAN_NLL = 100.0  # nats per token; a uniform guess among 150,000 tokens costs 12
 _HUGE = 1e30  # nats; more than _MAX_MEAN_NLL for every token there is
+_VALUES_AT_ONCE = 1 << 14  # counts of pairs in resamples that are scored together: they stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,18 @@ class Spearman:
     def __call__(self, weights_BU: FloatArray) -> FloatArray:
         if not (np.isfinite(self.x_P).all() and np.isfinite(self.y_P).all()):
             return np.full(len(weights_BU), -1.0)
-        # Sorted by x, so that one of the two passes over the counts is sequential; one resample stays in the cache.
+        # Sorted by x, so that one of the two passes over the counts is sequential.
         order_P = np.argsort(self.x_P, kind="stable")
         rank_x, rank_y = _WeightedRanks.of(self.x_P[order_P]), _WeightedRanks.of(self.y_P[order_P])
-        if self.units_P2 is None:
-            return np.array([_correlation(rank_x, rank_y, weights_U[order_P]) for weights_U in weights_BU])
-        first_P, second_P = self.units_P2[order_P].T.copy()
-        return np.array([_correlation(rank_x, rank_y, w_U[first_P] * w_U[second_P]) for w_U in weights_BU])
+        left_P, right_P = (order_P, None) if self.units_P2 is None else self.units_P2[order_P].T.copy()
+        found: list[FloatArray] = []
+        step = max(1, _VALUES_AT_ONCE // max(1, len(order_P)))
+        for some_BU in np.split(weights_BU, range(step, len(weights_BU), step)):
+            weights_BP = some_BU.take(left_P, axis=1)
+            if right_P is not None:
+                weights_BP *= some_BU.take(right_P, axis=1)
+            found.append(_correlation(rank_x, rank_y, weights_BP))
+        return np.concatenate(found)
 
 
 Statistic = Mean | MacroF1 | Perplexity | Spearman
@@ -138,22 +143,27 @@ class _WeightedRanks:
         last_G = None if len(counts_G) == len(values_P) else np.cumsum(counts_G) - 1
         return _WeightedRanks(np.argsort(group_P, kind="stable"), group_P, last_G)
 
-    def __call__(self, weights_P: FloatArray) -> FloatArray:
-        equal_G = weights_P[self.order_P]
-        upto_G = np.cumsum(equal_G)
+    def __call__(self, weights_BP: FloatArray) -> FloatArray:
+        equal_BG = weights_BP.take(self.order_P, axis=1)
+        upto_BG = np.cumsum(equal_BG, axis=1)
         if self.last_G is not None:
-            upto_G = upto_G[self.last_G]
-            equal_G = np.diff(upto_G, prepend=0)
-        result: FloatArray = (upto_G - equal_G / 2)[self.group_P]
+            upto_BG = upto_BG.take(self.last_G, axis=1)
+            equal_BG = np.diff(upto_BG, axis=1, prepend=0)
+        result: FloatArray = (upto_BG - equal_BG / 2).take(self.group_P, axis=1)
         return result
 
 
-def _correlation(rank_x: _WeightedRanks, rank_y: _WeightedRanks, weights_P: FloatArray) -> float:
-    """Pearson's correlation of the weighted ranks, 0 if a side is constant. Their mean is weights.sum() / 2."""
-    middle = weights_P.sum() / 2
-    x_P, y_P = rank_x(weights_P) - middle, rank_y(weights_P) - middle
+def _correlation(rank_x: _WeightedRanks, rank_y: _WeightedRanks, weights_BP: FloatArray) -> FloatArray:
+    """Pearson's correlation of the weighted ranks, shape (resamples,); 0 if a side is constant. The ranks' mean is half
+    the sum of the weights.
+    """
+    middle_B1 = weights_BP.sum(axis=1, keepdims=True) / 2
+    x_BP, y_BP = rank_x(weights_BP) - middle_B1, rank_y(weights_BP) - middle_B1
     # Not `@`: a BLAS that wakes its threads for so little, thousands of times, is 10 times slower on a busy machine.
-    weighted_x_P = weights_P * x_P
-    xy, xx, yy = (weighted_x_P * y_P).sum(), (weighted_x_P * x_P).sum(), (weights_P * y_P * y_P).sum()
-    scale = math.sqrt(float(xx) * float(yy))
-    return max(-1.0, min(1.0, float(xy) / scale)) if scale > 0 else 0.0
+    weighted_BP = weights_BP * x_BP
+    xy_B, xx_B, yy_B = (
+        (a * b).sum(axis=1) for a, b in ((weighted_BP, y_BP), (weighted_BP, x_BP), (weights_BP * y_BP, y_BP))
+    )
+    scale_B = np.sqrt(xx_B * yy_B)
+    found_B: FloatArray = np.divide(xy_B, scale_B, out=np.zeros_like(xy_B), where=scale_B > 0)
+    return found_B.clip(-1.0, 1.0)

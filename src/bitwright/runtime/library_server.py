@@ -10,6 +10,7 @@ A message is two lengths (8 bytes each, little endian), a JSON object, and array
 
 import contextlib
 import ctypes
+import gc
 import io
 import json
 import os
@@ -80,6 +81,7 @@ def _serve(idle_seconds: float) -> None:
     with contextlib.suppress(ImportError):
         import sentence_transformers  # noqa: F401
     _warm_up()
+    gc.freeze()  # a child that collects garbage would go through all of this, and copy its pages: 0.3 s each time
     while select.select([0], [], [], idle_seconds)[0]:
         try:
             request, _ = receive(0)
@@ -98,7 +100,7 @@ def _serve(idle_seconds: float) -> None:
 def _warm_up() -> None:
     """Do now what transformers does when it loads its first model, or every child would do it anew (0.2 s)."""
     with contextlib.suppress(ImportError, AttributeError):
-        from transformers import AutoModel, AutoTokenizer  # noqa: F401
+        from transformers import AutoModel, AutoTokenizer, GenerationMixin, masking_utils, modeling_layers  # noqa: F401
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
         get_checkpoint_conversion_mapping("")  # of none, but it compiles the patterns of all
