@@ -106,24 +106,26 @@ def _named(directory: ModelDirectory, folders: set[PurePath]) -> Iterator[_Named
     if directory.is_flat:
         yield from (_Named(file.relative_to(package), file) for file in source_files(package))
         return
-    taken = set()
+    folder, taken = inner.relative_to(package), set()
     for file in source_files(package):
         name = file.relative_to(package)
-        if file.is_relative_to(inner) and not _lies_in(name, folders):
+        owner = _owner(name, {folder, *folders})
+        if owner == folder:
             continue
-        unread = _is_setting(name) and not _lies_in(name, folders)
+        unread = owner is None and _is_setting(name)
         if not unread:
             taken.add(name)
         yield _Named(name, file, unread)
-    for file in source_files(inner):
+    for file in source_files(inner):  # which may be a link to a folder
         name, stands = file.relative_to(inner), file.relative_to(package)
-        if not _lies_in(stands, folders):
-            stays = name in taken or str(name) in _OF_PACKAGE or _lies_in(name, folders)
+        if _owner(stands, {folder, *folders}) == folder:
+            stays = name in taken or str(name) in _OF_PACKAGE or _owner(name, folders) is not None
             yield _Named(stands if stays else name, file)
 
 
-def _lies_in(name: PurePath, folders: set[PurePath]) -> bool:
-    return not folders.isdisjoint(name.parents)
+def _owner(name: PurePath, folders: set[PurePath]) -> PurePath | None:
+    """The innermost of the folders that a file lies in."""
+    return next((parent for parent in name.parents if parent in folders), None)
 
 
 def _is_setting(name: PurePath) -> bool:

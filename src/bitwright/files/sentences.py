@@ -173,8 +173,9 @@ def _check_follows(directory: ModelDirectory, settings: Mapping[str, Any], task:
     asked = next((kind for kind, of in TASK_OF_TYPE.items() if of == task), named)
     if not directory.is_flat and asked != named:
         raise ModelError(
-            f"{directory.package / SETTINGS_FILE}: model_type is {brief(named)}, so a {asked} of sentence-transformers, "
-            f"which is for {task}, does not follow {MODULES_FILE}. Give {directory.transformer.path}"
+            f"{directory.package / SETTINGS_FILE}: model_type is {brief(named)}, so a {asked} of "
+            f"sentence-transformers, which is for {task}, does not follow {MODULES_FILE}. Give "
+            f"{directory.transformer.path}"
         )
 
 

@@ -37,7 +37,7 @@ def fetch(name_or_dir: str | Path) -> Path:
         raise ModelError(f"{name}: this is neither a directory here nor a hub name such as org/name")
     found = _snapshot(name, ("*.safetensors", "*.safetensors.index.json", *_TEXT_FILES))
     if not any((ModelDirectory(found).transformer / file).is_file() for file in WEIGHT_FILES):
-        found = _snapshot(name, ("*pytorch_model*.bin", "*pytorch_model*.bin.index.json", *_TEXT_FILES))
+        found = _snapshot(name, ("pytorch_model*.bin", "*/pytorch_model*.bin", *_TEXT_FILES))
     return found
 
 
