@@ -7,7 +7,7 @@ import pytest
 
 from bitwright.calibration.tables import read_rows
 from bitwright.errors import CheckpointError, DataError, ModelError, RecipeError
-from bitwright.files.directory import read_json
+from bitwright.files.folder import read_json
 from bitwright.files.safetensors import check_safetensors
 from bitwright.parsing import parse_json
 from bitwright.recipe import read_recipe

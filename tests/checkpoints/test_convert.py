@@ -23,6 +23,7 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from tests.checkpoints import other_tools as tools
 from tests.checkpoints.other_tools import write_model
+from tests.nested import rows
 from tests.runtime.test_other_tools import SIZE
 
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
@@ -301,3 +302,20 @@ def test_tables_of_int8_stay_in_our_format_and_become_floats_elsewhere(
     convert(before, "gptq", tmp_path / "out", allow_loss=True)
     values = load_file(tmp_path / "out" / "model.safetensors")[f"{table}.weight"]
     assert torch.equal(values, (codes[:, 0] * scale).half())
+
+
+def test_a_transformer_in_a_folder_is_written_flat(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "0_Transformer"
+    folder.parent.mkdir()
+    gptq(folder)
+    (folder / "1_Pooling").rename(folder.parent / "1_Pooling")
+    modules = rows(("Transformer", "0_Transformer"), ("Pooling", "1_Pooling"))
+    (folder.parent / "modules.json").write_text(json.dumps(modules))
+    done = convert(ModelDirectory(folder.parent), "compressed-tensors", tmp_path / "out")
+    assert (done.codes, done.losses, done.left_out) == (2, (), ())
+    for name, content in SIDES.items():
+        assert (tmp_path / "out" / name).read_text() == content
+    assert json.loads((tmp_path / "out" / "modules.json").read_text()) == [modules[0] | {"path": ""}, modules[1]]
+    assert ModelDirectory(tmp_path / "out").is_flat
+    before, after = numbers(folder), numbers(tmp_path / "out")
+    assert all((before[name] == after[name]).all() for name in (UP, DOWN))

@@ -251,7 +251,7 @@ def test_a_file_becomes_a_directory_with_the_same_codes(tmp_path: Path) -> None:
     want = read_checkpoint(GgufDirectory(file)).linears
     for module, pending in read_checkpoint(found).linears.items():
         np.testing.assert_array_equal(pending.load().weight.dequantize(), want[module].load().weight.dequantize())
-    assert found.object("generation_config.json") == {"eos_token_id": [2]}
+    assert found.transformer.object("generation_config.json") == {"eos_token_id": [2]}
     tokens = open_tokenizer(found)
     assert tokens is not None
     assert tokens.tokenizer.encode("aab").tokens == ["a", "ab"]

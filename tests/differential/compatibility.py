@@ -30,6 +30,7 @@ _BASES: tuple[Layout, ...] = (
     {"sentence.modules": "absent"},
     {"task": "sequence-classification"},
     {"task": "sequence-classification", "labels": 1, "items": "pairs"},
+    {"task": "sequence-classification", "labels": 1, "items": "pairs", "cross.form": "with modules.json"},
     *({"family": family} for family in FAMILIES),
 )
 

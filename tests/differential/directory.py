@@ -46,8 +46,8 @@ def write(layout: Layout, path: Path) -> None:
     """All files of a layout. The same layout gives the same bytes."""
     path.mkdir(parents=True)
     model = _model(layout)
-    weights = path / layout.get("sentence.folder", "")
-    weights.mkdir(exist_ok=True)
+    weights = path / layout.get("sentence.folder", layout.get("cross.folder", ""))
+    weights.mkdir(parents=True, exist_ok=True)
     (weights / "config.json").write_text(json.dumps(_config(model, layout), indent=2))
     _write_tensors(_tensors(model, layout), layout["weights.file"], weights)
     write_tokenizer(layout, weights)

@@ -228,6 +228,9 @@ DIMENSIONS: tuple[Dimension, ...] = (
     # a cross-encoder
     Dimension("cross.form", ("config.json alone", "with modules.json"), 0.3, lambda layout: layout.get("labels") == 1),
     Dimension("cross.activation", (None, "Identity", "Sigmoid", "old key"), 0.5, _classifies),
+    Dimension(
+        "cross.folder", ("", "0_Transformer"), 0.3, lambda layout: layout.get("cross.form") == "with modules.json"
+    ),
 )
 
 

@@ -79,7 +79,7 @@ def open_library(layout: Layout, path: Path) -> Library:
         return _sentence_transformer(path, asked_of(layout))
     if layout.get("labels") == 1 and layout["items"] == "pairs":
         return _cross_encoder(path)
-    return _transformers(path, layout["task"], reranks=_is_cross_encoder(layout))
+    return _transformers(path / layout.get("cross.folder", ""), layout["task"], reranks=_is_cross_encoder(layout))
 
 
 @contextlib.contextmanager

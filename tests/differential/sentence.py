@@ -49,8 +49,9 @@ _NARROW = 24  # width after a Dense
 def write_sentence_files(layout: Layout, path: Path, hidden: int) -> None:
     """modules.json, a folder for each module, and the two configuration files."""
     if layout.get("cross.form") == "with modules.json":
-        _write(path / "modules.json", [_row(0, "Transformer", "", "new")])
-        _write(path / "sentence_bert_config.json", _SCORES)
+        folder = layout["cross.folder"]
+        _write(path / "modules.json", [_row(0, "Transformer", folder, "new")])
+        _write(path / folder / "sentence_bert_config.json", _SCORES)
         _write(path / "config_sentence_transformers.json", {"model_type": "CrossEncoder", "prompts": {}})
     if layout.get("sentence.orphans") and layout.get("cross.form") != "with modules.json":
         _write(path / "sentence_bert_config.json", {"max_seq_length": 10, "do_lower_case": True})
@@ -58,7 +59,8 @@ def write_sentence_files(layout: Layout, path: Path, hidden: int) -> None:
         _write(path / "config_sentence_transformers.json", config)
     if layout.get("sentence.modules") != "there":
         return
-    folder, rows = layout["sentence.folder"], []
+    rows: list[dict[str, Any]] = []
+    folder = layout["sentence.folder"]
     for index, (kind, config, tensors) in enumerate(_modules(layout, hidden)):
         where = folder if kind == "Transformer" else f"{index}_{kind}"
         rows.append(_row(index, kind, where, layout["sentence.types"]))

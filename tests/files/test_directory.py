@@ -108,12 +108,14 @@ def test_fingerprint_is_the_hash_of_names_sizes_and_bytes(copy):
 def test_side_files_are_parsed_once_and_the_bytes_of_the_config_are_kept(copy, monkeypatch):
     read = []
     real = reading.read_bytes
-    monkeypatch.setattr("bitwright.files.directory.read_bytes", lambda path: (read.append(path.name), real(path))[1])
+    for module in ("directory", "folder"):
+        name = f"bitwright.files.{module}.read_bytes"
+        monkeypatch.setattr(name, lambda path: (read.append(path.name), real(path))[1])
     directory = ModelDirectory(copy)
     for _ in range(2):
         assert directory.config["model_type"] == "bert"
-        assert directory.object("tokenizer_config.json") is not None
-        assert directory.json("modules.json") is None
+        assert directory.transformer.object("tokenizer_config.json") is not None
+        assert directory.package.json("modules.json") is None
         assert not directory.is_quantized
         directory.check_float()
         _ = directory.fingerprint, directory.tensors
@@ -187,7 +189,7 @@ def test_a_relative_path_is_meant_where_it_was_opened(copy: Path, monkeypatch: p
 
 def test_a_name_that_no_file_can_have_is_a_file_that_is_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert ModelDirectory(tmp_path).json("a" * 5000) is None
+    assert ModelDirectory(tmp_path).package.json("a" * 5000) is None
     for name, why in (("a" * 5000, "is missing"), ("\ud800", "is not an index of shards")):
         index = {"weight_map": {"x": f"{name}.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

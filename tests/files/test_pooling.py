@@ -114,7 +114,7 @@ def test_without_files_the_mean(tiny_model):
         ),
         ([TRANSFORMER, NORMALIZE, POOLING], {}, None, "Without Normalize the embeddings"),
         ([POOLING, TRANSFORMER], {}, None, "the first module is Pooling"),
-        ([TRANSFORMER | {"path": "0_Transformer"}, POOLING], {}, None, "'0_Transformer'; give that directory"),
+        ([TRANSFORMER | {"path": "0_Transformer"}, POOLING], {}, None, "in '0_Transformer', but there is no"),
         ([], None, None, "the first module is missing"),
         ([TRANSFORMER], None, None, "Without that order"),
         ({"a": 1}, None, None, "must be a list of modules"),

@@ -27,14 +27,14 @@ def test_links_inside_a_model_stay(model: Path) -> None:
     (model / "1_Pooling" / "up.json").symlink_to("../config.json")
     (model / "2_Pooling").symlink_to("1_Pooling")
     (model / "gone.json").symlink_to("nowhere.json")
-    assert ModelDirectory(model).json("again.json") == {"model_type": "bert"}
-    assert ModelDirectory(model).json("2_Pooling/config.json") == {}
+    assert ModelDirectory(model).package.json("again.json") == {"model_type": "bert"}
+    assert ModelDirectory(model).package.json("2_Pooling/config.json") == {}
 
 
 def test_a_model_that_is_itself_a_link_is_as_good_as_any(model: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(model)
     (model / "again.json").symlink_to(model / "config.json")
-    assert ModelDirectory(tmp_path / "link").json("again.json") == {"model_type": "bert"}
+    assert ModelDirectory(tmp_path / "link").package.json("again.json") == {"model_type": "bert"}
 
 
 def test_a_hub_cache_links_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_pipe_is_refused_without_waiting(model: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["../secret.json", "1_Pooling/../../secret.json", "/etc/passwd", "a\0b"])
 def test_names_that_lead_out_are_refused(model: Path, name: str) -> None:
     with pytest.raises(ModelError, match=r"modules\.json: this file names .* is outside the model's directory"):
-        ModelDirectory(model).json(name, "modules.json")
+        ModelDirectory(model).package.json(name, "modules.json")
 
 
 def test_what_lies_in_a_hidden_folder_is_looked_at_when_it_is_named(model: Path) -> None:

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from bitwright.errors import BitwrightError, NumericsError, printable
+from tests.nested import FOLDER
 
 _LONGEST_MESSAGE = 4000  # characters: a message that nobody can read shows a structure
 _IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 4, 4, 4, 4, 4, 3]]
@@ -53,8 +54,8 @@ def _open(directory: Path, rng: Random) -> None:
         if b"tokenizer.ggml.tokens" in file.read_bytes():
             model.encode([text for text in _TEXTS if text], batch_size=2)
         return
-    config = directory / "config.json"
-    if config.exists() and b"quantization_config" not in config.read_bytes() and rng.random() < 0.6:
+    configs = [file for file in (directory / "config.json", directory / FOLDER / "config.json") if file.exists()]
+    if configs and b"quantization_config" not in configs[0].read_bytes() and rng.random() < 0.6:
         opened = open_model(directory)
         opened.resolve(Recipe())
         model = opened.runnable()

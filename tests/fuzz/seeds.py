@@ -12,6 +12,7 @@ import yaml
 
 from tests import gguf_files
 from tests.families import small_config, small_model, small_tokenizer
+from tests.nested import nested
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog near the river bank.",
@@ -27,6 +28,7 @@ FLOAT: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "roberta": ("roberta", "sequence-classification", "byte-level", {}),
     "distilbert": ("distilbert", "sequence-classification", "words", {}),
     "mpnet": ("mpnet", "embedding", "words", {}),
+    "in-a-folder": ("bert", "embedding", "words", {}),
     "albert": ("albert", "embedding", "unigram", {}),
     "deberta": ("deberta-v2", "token-classification", "unigram", {}),
     "modernbert": ("modernbert", "embedding", "byte-level", {}),
@@ -163,6 +165,9 @@ def _write_float(path: Path, family: str, task: str, tokenizer: str, config: dic
     (path / "config.json").write_text(json.dumps(full | {"architectures": [type(model).__name__]}, default=str))
     if task == "embedding" and not (path / "modules.json").exists():
         _write_modules(path)
+    if path.name == "in-a-folder":  # its Transformer
+        nested(path.rename(path.with_name("flat")), path)
+        shutil.rmtree(path.with_name("flat"))
     (path / "README.md").write_text("---\nlicense: mit\ntags: [a, b]\n---\n# A model\n")
     (path / "recipe.yaml").write_text(yaml.safe_dump(RECIPES[0]))
 

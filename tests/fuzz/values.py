@@ -21,6 +21,7 @@ WORDS = (
     *("WordPiece", "BPE", "Unigram", "WordLevel", "Replace", "Prepend", "Sequence", "ByteFallback", "Metaspace"),
     *("BertTokenizerFast", "PreTrainedTokenizerFast", "T5Tokenizer", "LlamaTokenizer", "[CLS]", "[PAD]", "##a", "</s>"),
     *("sentence_transformers.models.Normalize", "sentence_transformers.models.Dense", "1_Pooling", "..", "/etc/passwd"),
+    *("0_Transformer", "0_Transformer/..", "./.", ".hidden", "a//b"),
     *("model.safetensors", "config.json", "tokenizer.json", "w8a8", "w4a16", "gptq", "smoothquant", "auto", "16bit"),
     *("gptq_v2", "gemm", "auto_round:auto_gptq", "auto_round:auto_awq", "affine", "mxfp4", "NVFP4", "FP8", "e4m3"),
 )

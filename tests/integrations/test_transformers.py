@@ -22,6 +22,7 @@ from bitwright.kernels import dispatch
 from bitwright.kernels.linear import QuantLinear
 from bitwright.runtime.load import load
 from tests.families import DECODERS, ENCODERS
+from tests.nested import FOLDER, rows
 
 pytestmark = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 Quantized = Callable[..., Path]
@@ -325,6 +326,18 @@ def test_nothing_is_unpickled(enabled: None, quantized: Quantized, tmp_path: Pat
     with pytest.raises((BitwrightError, OSError)):
         transformers.AutoModel.from_pretrained(path)
     assert not mark.exists()
+
+
+def test_linears_come_from_the_files_that_transformers_reads(
+    enabled: None, quantized: Quantized, tmp_path: Path
+) -> None:
+    """Which are not those that modules.json names, if it names a folder; that is for sentence-transformers."""
+    path = Path(shutil.copytree(quantized("bert", "w8a8"), tmp_path / "both"))
+    shutil.copytree(quantized("bert", "w8a8"), path / FOLDER)
+    (path / "modules.json").write_text(json.dumps(rows(("Transformer", FOLDER))))
+    with pytest.raises(CheckpointError, match=f"modules.json puts the model into {path / FOLDER}"):
+        transformers.AutoModel.from_pretrained(path)
+    assert transformers.AutoModel.from_pretrained(path, subfolder=FOLDER).config.model_type == "bert"
 
 
 def test_nothing_outside_the_directory_is_read(enabled: None, quantized: Quantized, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Names on the hub: found in the cache without a network; every failure is one line that says what to do."""
 
+import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from bitwright.errors import ModelError
 from bitwright.models import hub
 from bitwright.models.hub import fetch
 from bitwright.models.load import load_model
+from tests.nested import FOLDER, rows
 
 NAME = "someone/small-model"
 
@@ -109,3 +112,21 @@ def test_bin_files_are_asked_for_only_where_there_are_no_safetensors(monkeypatch
     asked.clear()
     fetch(NAME)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_the_folder_of_the_transformer_are_found(monkeypatch, tmp_path, file):
+    (tmp_path / "modules.json").write_text(json.dumps(rows(("Transformer", FOLDER))))
+    (tmp_path / FOLDER).mkdir()
+    asked = []
+
+    def download(name, *, allow_patterns, ignore_patterns):
+        asked.append(allow_patterns)
+        if any(fnmatch(f"{FOLDER}/{file}", pattern) for pattern in allow_patterns):
+            (tmp_path / FOLDER / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert fetch(NAME) == tmp_path
+    assert len(asked) == (1 if file == "model.safetensors" else 2)
+    assert (tmp_path / FOLDER / file).exists()

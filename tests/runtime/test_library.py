@@ -23,6 +23,7 @@ from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.runtime import library
 from bitwright.runtime.library import Library
 from tests.forks import FORKING, ended_well, in_child
+from tests.nested import FOLDER, flat_embedder, flat_reranker, nested
 
 TEXTS = ["The Quick brown fox", "a", "of a longer list of words than the others are"]
 PAIRS = [("a list", text) for text in TEXTS]
@@ -81,6 +82,30 @@ def test_a_cross_encoder_without_its_activation(tiny_model: Callable[..., Path],
     theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu")
     expected = theirs.predict(PAIRS, activation_fn=torch.nn.Identity())
     with opened(tmp_path / "saved", "sequence-classification") as one:
+        np.testing.assert_allclose(one.encode(PAIRS)[:, 0], expected, atol=1e-5)
+
+
+def test_each_library_is_given_its_root(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """sentence-transformers the directory, transformers the folder of the Transformer in it."""
+    flat = flat_embedder(tiny_model("bert"), tmp_path / "flat")
+    apart = nested(flat, tmp_path / "apart")
+    with opened(apart, "embedding") as one:
+        theirs = SentenceTransformer(str(apart), device="cpu").encode(TEXTS)
+        np.testing.assert_allclose(one.encode(TEXTS), theirs, atol=1e-6)
+    for path in (flat, apart):
+        with Library(path, "embedding", threads=1, limit=64, runtime="transformers") as one:
+            vectors = one.forward(np.array([[2, 9, 8, 3]]))
+    model = transformers.AutoModel.from_pretrained(apart, subfolder=FOLDER).eval()
+    with torch.inference_mode():
+        expected = model(torch.tensor([[2, 9, 8, 3]])).last_hidden_state[0]
+    np.testing.assert_allclose(vectors[0], expected, atol=1e-5)
+
+
+def test_a_cross_encoder_in_a_folder(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    flat = flat_reranker(tiny_model("bert", "sequence-classification", num_labels=1), tmp_path / "flat")
+    apart = nested(flat, tmp_path / "apart")
+    expected = CrossEncoder(str(apart), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
+    with opened(apart, "sequence-classification") as one:
         np.testing.assert_allclose(one.encode(PAIRS)[:, 0], expected, atol=1e-5)
 
 
@@ -170,8 +195,8 @@ def test_nothing_of_ours_that_reads_a_model_is_there(tiny_model: Callable[..., P
     for runtime, task in product((None, "transformers"), ("embedding", "text-generation")):
         path = tiny_model("llama" if task == "text-generation" else "bert", task)
         request = {
-            "directory": str(path), "task": task, "runtime": runtime, "limit": 9, "trust_remote_code": False,
-            "blocks": None,
+            "directory": str(path), "transformer": str(path), "task": task, "runtime": runtime, "limit": 9,
+            "trust_remote_code": False, "blocks": None,
         }  # fmt: skip
         items = [[5, 6, 7]] if runtime or task == "text-generation" else ["a text"]
         asked.append([request, "forward" if runtime else "encode", items])

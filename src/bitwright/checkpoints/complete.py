@@ -1,6 +1,6 @@
 """Whether a converted checkpoint is complete: compares it with its source, name by name and byte by byte."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from bitwright.checkpoints.checkpoint import Checkpoint
@@ -12,15 +12,18 @@ _AT_ONCE = 1 << 20
 
 
 def check_complete(
-    source: Checkpoint, result: Checkpoint, copied: Collection[Path], kept: Mapping[str, PendingLinear]
+    source: Checkpoint, result: Checkpoint, copied: Mapping[Path, Path], kept: Mapping[str, PendingLinear]
 ) -> None:
-    """Raises:
-    CheckpointError: a file or a tensor that neither side may change is not the same in both, a quantized linear is
+    """copied: the source's files by their names in the result.
+
+    Raises:
+        CheckpointError: a file or a tensor that neither side may change is not the same in both, a quantized linear is
         missing in the result or has another shape, or the result holds a tensor of which the source has none.
     """
-    for file in copied:
-        if not _same_file(source.directory.path / file, result.directory.path / file):
-            raise CheckpointError(f"{result.directory.path / file}: the copy has not the bytes of its source")
+    for place, file in copied.items():
+        copy = result.directory.path / place
+        if not _same_file(file, copy):
+            raise CheckpointError(f"{copy}: the copy has not the bytes of its source")
     changed = {f"{name}.bias" for name, pending in source.linears.items() if pending.form.shifts_input}
     for name in source.others - changed:
         if name not in result.tensors or not _same_tensor(source, result, name):

@@ -95,16 +95,16 @@ def convert(
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     found, left_out = split_source_files(source)
-    copied = [file for file in found if str(file) not in {*text, *QUANTIZATION_FILES}]
+    copied = {name: file for name, file in found.items() if str(name) not in {*text, *QUANTIZATION_FILES}}
     tensor_bytes = sum(tensor.n_bytes for tensor in tensors.values())
     (progress or Quiet()).say(f"writing {tensor_bytes:,} bytes of tensors as {to}")
-    needed = tensor_bytes + sum((source.path / file).stat().st_size for file in copied)
+    needed = tensor_bytes + sum(file.stat().st_size for file in copied.values())
     needed += sum(map(len, text.values()))
     with atomic_directory(out, needed) as folder:
         for name, part in shards.items():
             write_safetensors(folder / name, part)
-        for file in copied:
-            copy_file(source.path / file, folder / file)
+        for place, file in copied.items():
+            copy_file(file, folder / place)
         for name, content in text.items():
             write_file(folder / name, content.encode())
         check_complete(checkpoint, read_checkpoint(ModelDirectory(folder)), copied, kept)

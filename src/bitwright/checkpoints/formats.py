@@ -87,11 +87,11 @@ def read_checkpoint(directory: ModelDirectory) -> Checkpoint:
         ModelError: no config.json, or no weights.
         CheckpointError: of no known format, or its parts contradict one another.
     """
-    where, said = directory.quantization or (f"{directory.path / CONFIG_FILE}: quantization_config", None)
+    where, said = directory.quantization or (f"{directory.transformer / CONFIG_FILE}: quantization_config", None)
     if not isinstance(said, dict):
         raise CheckpointError(f"{where}: there is none, so this is not a quantized checkpoint")
     tensors = directory.tensors
-    attention = parse_attention(directory.config, str(directory.path / CONFIG_FILE))
+    attention = parse_attention(directory.config, str(directory.transformer / CONFIG_FILE))
     for name, row in FORMATS.items():
         if row.detect(said, tensors):
             return row.read(directory)._replace(format=name, int8_attention=attention)

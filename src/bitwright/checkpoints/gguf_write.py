@@ -107,7 +107,7 @@ def check_describable(directory: ModelDirectory, shapes: Mapping[str, tuple[int,
     Raises:
         ModelError: for what it has none.
     """
-    metadata_of(directory.config, directory.path / CONFIG_FILE)
+    metadata_of(directory.config, directory.transformer / CONFIG_FILE)
     naming = _naming(directory)
     for name, shape in shapes.items():
         if _name_of(naming, name, directory.path) == _WORDS:
@@ -125,7 +125,7 @@ def gguf_losses(directory: ModelDirectory) -> dict[str, str]:
 
 def _planned(directory: ModelDirectory) -> tuple[Checkpoint, dict[str, object], list[_Tensor]]:
     """A model, what its settings and its tokenizer become, and the tensors of the file to be."""
-    entries = metadata_of(directory.config, directory.path / CONFIG_FILE)
+    entries = metadata_of(directory.config, directory.transformer / CONFIG_FILE)
     quantized = directory.is_quantized
     checkpoint = (
         read_checkpoint(directory) if quantized else Checkpoint(directory, {}, (), frozenset(directory.tensors))

@@ -53,7 +53,7 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
         ModelError: there are no weights.
         CheckpointError: not such a checkpoint, or its parts contradict one another.
     """
-    where = f"{directory.path / CONFIG_FILE}: quantization_config"
+    where = f"{directory.transformer / CONFIG_FILE}: quantization_config"
     config = parse_quantization_config(directory.config.get("quantization_config"), where, portable=portable)
     tensors = directory.tensors
     modules = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}

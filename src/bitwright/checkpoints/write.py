@@ -78,22 +78,22 @@ def write_checkpoint(
     plan = plan_tensors(names.tensors_of(TensorFiles(source)), parts, names)
     shards = shard(plan.tensors, max_shard_bytes)
     text = {CONFIG_FILE: _config_json(source, plan, parts, names), CARD_FILE: model_card, **_without_paths(source)}
-    text |= extra_files or {}
+    text |= {**source.made_files, **(extra_files or {})}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
     kept, left_out = split_source_files(source)
-    copied = [file for file in kept if str(file) not in files]
+    copied = {name: file for name, file in kept.items() if str(name) not in files}
     tensor_bytes = sum(tensor.n_bytes for tensor in plan.tensors.values())
-    other_bytes = sum(map(len, files.values())) + sum((source.path / file).stat().st_size for file in copied)
+    other_bytes = sum(map(len, files.values())) + sum(file.stat().st_size for file in copied.values())
     with atomic_directory(out, tensor_bytes + other_bytes) as folder:
         for name, part in shards.items():
             write_safetensors(folder / name, part)
-        for file in copied:
+        for place, file in copied.items():
             if file.name == PICKLED:
-                _write_unpickled(source.path / file, folder / file)
+                _write_unpickled(file, folder / place)
             else:
-                copy_file(source.path / file, folder / file)
+                copy_file(file, folder / place)
         for name, content in files.items():
             write_file(folder / name, content)
         total_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -103,7 +103,9 @@ def write_checkpoint(
 def _without_paths(source: ModelDirectory) -> dict[str, bytes | str]:
     """tokenizer_config.json without the paths of the machine that the model was made on, if it holds any."""
     paths = paths_of_tokenizer(source)
-    settings = {key: value for key, value in (source.object(TOKENIZER_CONFIG) or {}).items() if key not in paths}
+    settings = {
+        key: value for key, value in (source.transformer.object(TOKENIZER_CONFIG) or {}).items() if key not in paths
+    }
     return {TOKENIZER_CONFIG: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"} if paths else {}
 
 

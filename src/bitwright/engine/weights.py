@@ -30,7 +30,7 @@ class Weights:
 
     def __init__(self, checkpoint: Checkpoint, fp8: Fp8 = "bf16") -> None:
         self.source: ModelDirectory = checkpoint.directory
-        self.directory: Path = checkpoint.directory.path
+        self.directory: Path = checkpoint.directory.transformer.path
         self.config: dict[str, Any] = checkpoint.directory.config
         self.int8_attention: frozenset[int] = checkpoint.int8_attention
         self._checkpoint, self._fp8 = checkpoint, fp8

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitwright.errors import EngineError, ModelError, brief
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.folder import Folder
 from bitwright.files.modules import AFTER_POOLING, Module, check_on_pooled, module_config
 from bitwright.files.pooling import unit
 from bitwright.files.tensors import MappedTensors
@@ -96,7 +96,7 @@ Step = Dense | LayerNorm | Normalize
 
 
 def steps_of(
-    directory: ModelDirectory, modules: Sequence[Module], width: int | None, read_pickled: ReadPickled | None
+    package: Folder, modules: Sequence[Module], width: int | None, read_pickled: ReadPickled | None
 ) -> tuple[list[Step], list[str]]:
     """The steps of the modules after pooling, and the unknown keys of their files. Dropout does nothing here.
 
@@ -110,12 +110,12 @@ def steps_of(
     told: list[str] = []
     for module in modules:
         known, make = _MODULES[module.kind]
-        config, unknown = module_config(directory, module, known)
+        config, unknown = module_config(package, module, known)
         told += unknown
-        check_on_pooled(directory, module, config)
+        check_on_pooled(package, module, config)
         if make is None:
             continue
-        step, width = make(_Files(directory, module, config, read_pickled), width)
+        step, width = make(_Files(package, module, config, read_pickled), width)
         steps.append(step)
     return steps, told
 
@@ -123,18 +123,18 @@ def steps_of(
 class _Files(NamedTuple):
     """The files of one module."""
 
-    directory: ModelDirectory
+    package: Folder
     module: Module
     config: Mapping[str, Any]
     read_pickled: ReadPickled | None
 
     @property
     def where(self) -> Path:
-        return self.directory.path / self.module.folder
+        return self.package / self.module.folder
 
     def weights(self) -> dict[str, np.ndarray]:
         """float32, by name."""
-        return weights_of(self.directory, self.module, self.read_pickled)
+        return weights_of(self.package, self.module, self.read_pickled)
 
     def take(self, tensors: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """The tensor of this name, checked for this shape; None in the shape stands for any size."""
@@ -157,14 +157,14 @@ class _Files(NamedTuple):
             )
 
 
-def weights_of(directory: ModelDirectory, module: Module, read_pickled: ReadPickled | None) -> dict[str, np.ndarray]:
+def weights_of(package: Folder, module: Module, read_pickled: ReadPickled | None) -> dict[str, np.ndarray]:
     """The weights in a module's folder by name, float32.
 
     Raises:
         ModelError: there are none. CheckpointError: damaged. EngineError: only torch reads them, and `read_pickled` is
             None.
     """
-    folder = directory.path / module.folder
+    folder = package / module.folder
     if os.path.isfile(folder / WEIGHTS):  # also of a name that no file can have
         mapped = MappedTensors([folder / WEIGHTS])
         stored = {name: mapped[name] for name in mapped}

@@ -57,7 +57,7 @@ def answers_by_logits(directory: ModelDirectory, task: str) -> bool:
     """
     if task != "sequence-classification":
         return False
-    modules = read_modules(directory)
+    modules = read_modules(directory.package)
     if modules is not None:
         return any(module.kind == LOGIT_SCORE for module in modules)
     name = class_of(directory.config.get("architectures"), str(directory.path))
@@ -70,17 +70,17 @@ def read_answers(directory: ModelDirectory) -> tuple[Answers, list[str]]:
     Raises:
         ModelError: modules in another order; tokens that the model does not have.
     """
-    modules = read_modules(directory)
+    modules = read_modules(directory.package)
     if modules is None:
         return Answers(*(_token(directory, word) for word in _WORDS)), []
-    file = directory.path / MODULES_FILE
+    file = directory.package / MODULES_FILE
     kinds = [module.kind for module in modules]
     if kinds != ["Transformer", LOGIT_SCORE]:
         raise ModelError(f"{file}: the modules are {', '.join(kinds[:9])}; Bitwright runs Transformer, {LOGIT_SCORE}")
     module = modules[1]
-    config, unknown = module_config(directory, module, ("true_token_id", "false_token_id", "module_input_name"))
+    config, unknown = module_config(directory.package, module, ("true_token_id", "false_token_id", "module_input_name"))
     if config.get("module_input_name", _READS) != _READS:
-        where = directory.path / module.file("config.json")
+        where = directory.package / module.file("config.json")
         raise ModelError(
             f"{where}: module_input_name is {brief(config['module_input_name'])}; Bitwright takes {_READS} alone"
         )
@@ -155,8 +155,8 @@ def _token(directory: ModelDirectory, word: str) -> int:
 def _checked(directory: ModelDirectory, module: Module, key: str, value: Any) -> int:
     vocabulary = directory.config.get("vocab_size")
     if type(value) is not int or not 0 <= value < (vocabulary if type(vocabulary) is int else 1 << 31):
+        file = directory.package / module.file("config.json")
         raise ModelError(
-            f"{directory.path / module.file('config.json')}: {key} is {brief(value)}; it must be a token id, from 0 to "
-            f"vocab_size = {vocabulary} − 1"
+            f"{file}: {key} is {brief(value)}; it must be a token id, from 0 to vocab_size = {vocabulary} − 1"
         )
     return value

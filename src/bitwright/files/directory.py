@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.families.tasks import TaskName
 from bitwright.files.counts import check_counts
-from bitwright.files.reading import check_directory, check_name, read_bytes, read_text
+from bitwright.files.folder import Folder, as_object, parsed
+from bitwright.files.modules import MODULES_FILE, flat_modules, transformer_folder
+from bitwright.files.reading import check_directory, read_bytes, read_text
 from bitwright.files.tensors import MappedTensors
 from bitwright.parsing import parse_json
 
@@ -51,9 +53,14 @@ class Quantization(NamedTuple):
 class ModelDirectory:
     """An open model directory. It parses each JSON file once and maps the weights once.
 
+    It has two roots, which are one folder unless modules.json gives the Transformer a folder of its own, as old
+    versions of sentence-transformers wrote it ("0_Transformer"): what that library reads lies in `package`, what
+    transformers reads in `transformer`. Every read names one of them.
+
     path: the directory, absolute, so that what is read later does not depend on where the process is then. Links stay:
     their name is what the user calls the model.
     task: what the user says that the model is for; None leaves it to the files (`files/task.py`).
+    package: modules.json, the settings of sentence-transformers, the folders of its modules, the model card.
     """
 
     def __init__(self, path: Path, task: TaskName | None = None) -> None:
@@ -67,30 +74,44 @@ class ModelDirectory:
         except OSError as error:
             raise ModelError(f"{path}: this directory cannot be read ({error.strerror})") from None
         self.path, self.task = absolute(path), task
-        self._parsed: dict[str, Any] = {}
+        self.package = Folder(self.path)
 
     def __repr__(self) -> str:
         return f"ModelDirectory({str(self.path)!r})"
 
     @cached_property
+    def transformer(self) -> Folder:
+        """config.json, the weights, the tokenizer, and the Transformer's own file of sentence-transformers.
+
+        Raises:
+            ModelError: as `read_modules`.
+        """
+        return transformer_folder(self.package)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether both roots are one folder, as in everything that Bitwright writes."""
+        return self.transformer is self.package
+
+    @cached_property
     def _config_bytes(self) -> bytes:
+        file = self.transformer / CONFIG_FILE
         try:
-            return read_bytes(self.path / CONFIG_FILE)
+            return read_bytes(file)
         except FileNotFoundError:
-            raise ModelError(f"{self.path}: no {CONFIG_FILE}; {self._where_else()}") from None
+            raise ModelError(f"{file.parent}: no {CONFIG_FILE}; {self._where_else()}") from None
         except OSError as error:
-            raise ModelError(f"{self.path / CONFIG_FILE}: cannot be read ({error.strerror})") from None
+            raise ModelError(f"{file}: cannot be read ({error.strerror})") from None
 
     def _where_else(self) -> str:
-        """What to do without a config.json. Old versions of sentence-transformers put the model into a subfolder."""
+        """What to do without a config.json."""
         if found := sorted(file.name for file in self.path.glob("*.gguf")):
             return f"it holds GGUF files; give one of them, such as {self.path / found[0]}"
-        inside = next((file.parent.name for file in sorted(self.path.glob(f"*_Transformer/{CONFIG_FILE}"))), None)
-        if inside is None:
-            return "a transformers model directory has one, so check the path"
-        return (
-            f'it is in {inside}. Move the files from there beside modules.json, and set the path in modules.json to ""'
-        )
+        if not self.is_flat:
+            return f"{MODULES_FILE} says that the model is there, so download it again"
+        if inside := sorted(file.parent for file in self.path.glob(f"*_Transformer/{CONFIG_FILE}")):
+            return f"{inside[0]} has one, but there is no {MODULES_FILE} that names it, so give that directory"
+        return "a transformers model directory has one, so check the path"
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -99,7 +120,8 @@ class ModelDirectory:
         Raises:
             ModelError: there is none, or none that is a JSON object.
         """
-        return _object(_parse(self._config_bytes, self.path / CONFIG_FILE), self.path / CONFIG_FILE)
+        file = self.transformer / CONFIG_FILE
+        return as_object(parsed(self._config_bytes, file), file)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -111,19 +133,19 @@ class ModelDirectory:
         Raises:
             ModelError: such a file is no JSON object.
         """
-        key = "quantization_config"
+        key, file = "quantization_config", self.transformer / CONFIG_FILE
         said = self.config.get(key)
         # MLX writes its own under both names, and names no format.
         if isinstance(said, dict) and "quant_method" not in said and said == self.config.get("quantization"):
-            return Quantization(f"{self.path / CONFIG_FILE}: quantization", {"quant_method": "mlx", **said})
+            return Quantization(f"{file}: quantization", {"quant_method": "mlx", **said})
         if key in self.config:
-            return Quantization(f"{self.path / CONFIG_FILE}: {key}", said)
+            return Quantization(f"{file}: {key}", said)
         mlx = self.config.get("quantization")
         if isinstance(mlx, dict) and {"group_size", "bits"} <= mlx.keys():
-            return Quantization(f"{self.path / CONFIG_FILE}: quantization", {"quant_method": "mlx", **mlx})
-        for file, method in QUANTIZATION_FILES.items():
-            if content := self.object(file):
-                return Quantization(str(self.path / file), {"quant_method": method, **content})
+            return Quantization(f"{file}: quantization", {"quant_method": "mlx", **mlx})
+        for name, method in QUANTIZATION_FILES.items():
+            if content := self.transformer.object(name):
+                return Quantization(str(self.transformer / name), {"quant_method": method, **content})
         return None
 
     @property
@@ -141,37 +163,21 @@ class ModelDirectory:
         """The types of the codes that these floats stand for; () of a model that was float."""
         return ()
 
-    def json(self, name: str, said_by: str = "") -> Any:
-        """The content of one side file of the model; None if there is no such file.
-
-        said_by: the file of the model that names this one, if one does.
-
-        Raises:
-            ModelError: it cannot be read, or is not JSON; or the name leads out of the directory.
-        """
-        if name not in self._parsed:
-            file = check_name(self.path, name, said_by)
-            self._parsed[name] = read_json(file) if os.path.exists(file) else None  # False of a name that none can have
-        return self._parsed[name]
-
-    def object(self, name: str, said_by: str = "") -> dict[str, Any] | None:
-        """As `json`, for a file that must hold an object."""
-        content = self.json(name, said_by)
-        return None if content is None else _object(content, self.path / name)
-
     def made(self, name: str) -> str | None:
         """The text of a side file that does not lie on disk; None of those that do, or that there are not."""
         return None
 
     @property
     def made_files(self) -> dict[str, str]:
-        """The texts of all such files but config.json, by name."""
-        return {}
+        """The texts of side files that a copy of the model needs and that do not lie on disk so, by name; without
+        config.json. A copy is flat.
+        """
+        return {} if self.is_flat else {MODULES_FILE: flat_modules(self.package)}
 
     @cached_property
     def weight_files(self) -> list[Path]:
         """As the function of the same name."""
-        return weight_files(self.path)
+        return _weight_files(self.transformer.path)
 
     @cached_property
     def tensors(self) -> MappedTensors:
@@ -201,7 +207,7 @@ class ModelDirectory:
         Raises:
             ModelError: it counts more than there can be. CheckpointError: as `tensors`.
         """
-        check_counts(self.config, self.shapes, str(self.path / CONFIG_FILE))
+        check_counts(self.config, self.shapes, str(self.transformer / CONFIG_FILE))
 
     def forget_tensors(self) -> None:
         """Unmap the weights, because pages that were read count as the process's memory. The next access maps them
@@ -215,7 +221,7 @@ class ModelDirectory:
         """
         if not isinstance(self.config.get("model_type"), str):
             raise ModelError(
-                f"{self.path / CONFIG_FILE}: there is no model_type; Bitwright reads only transformers models"
+                f"{self.transformer / CONFIG_FILE}: there is no model_type; Bitwright reads only transformers models"
             )
         if self.quantization is not None:
             said = self.quantization.said
@@ -231,7 +237,7 @@ class ModelDirectory:
         from hashlib import sha256  # 2 ms, which loading a model need not wait for
 
         digest = sha256()
-        for file in sorted([self.path / CONFIG_FILE, *self.weight_files]):
+        for file in sorted([self.transformer / CONFIG_FILE, *self.weight_files]):
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             for chunk in self._chunks(file):
                 digest.update(chunk)
@@ -247,7 +253,7 @@ class ModelDirectory:
         return digest.hexdigest()
 
     def _chunks(self, file: Path) -> Iterator[bytes]:
-        if file == self.path / CONFIG_FILE:  # it is there already
+        if file == self.transformer / CONFIG_FILE:  # it is there already
             yield self._config_bytes
             return
         with file.open("rb") as stream:
@@ -263,45 +269,23 @@ def absolute(path: Path) -> Path:
     return Path(os.path.realpath(Path(*path.parts[: last + 1])), *path.parts[last + 1 :])
 
 
-def read_json(file: Path) -> Any:
-    """The content of one side file of a model.
-
-    Raises:
-        ModelError: it cannot be read, or is not JSON.
-    """
-    try:
-        return _parse(read_bytes(file), file)
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """As `read_json`, for a file that must hold an object."""
-    return _object(read_json(file), file)
-
-
-def _parse(content: bytes, file: Path) -> Any:
-    try:
-        return parse_json(content)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
-
-
-def _object(content: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: this file must hold a JSON object, and does not")
-    return content
+def config_file(path: Path) -> Path:
+    """Where the config.json of a model directory is, or would be. Raises ModelError as `ModelDirectory` does."""
+    return ModelDirectory(path).transformer / CONFIG_FILE
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The weight files that loading reads: safetensors before .bin, one file before an index of shards.
+    """The weight files of a model directory that loading reads: safetensors before .bin, one file before an index of
+    shards.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none; and as `ModelDirectory`.
         CheckpointError: an index that is not one, or that names a file outside the directory or one that is missing.
     """
-    if path.is_file():  # a model in one file
-        return [path]
+    return [path] if path.is_file() else ModelDirectory(path).weight_files  # a model in one file, or in a directory
+
+
+def _weight_files(path: Path) -> list[Path]:
     found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
         raise ModelError(f"{path}: there are no weights; one of these files is needed: {', '.join(WEIGHT_FILES)}")

@@ -25,36 +25,37 @@ def check_followed(directory: ModelDirectory) -> None:
     """Raises:
     ModelError: a side file names another one that would be read in place of one that is checked, or from anywhere.
     """
+    folder = directory.transformer
     for name, key in _INSTEAD.items():
-        said = directory.config if name == CONFIG_FILE else directory.object(name) or {}
+        said = directory.config if name == CONFIG_FILE else folder.object(name) or {}
         if said.get(key):
             raise ModelError(
-                f"{directory.path / name}: {key} names files for other versions of transformers; keep the right "
+                f"{folder / name}: {key} names files for other versions of transformers; keep the right "
                 "file under its usual name, and remove the key"
             )
-    for key, value in (directory.object(TOKENIZER_CONFIG) or {}).items():
+    for key, value in (folder.object(TOKENIZER_CONFIG) or {}).items():
         if key in _OPENED and (isinstance(value, str) or (key == "init_inputs" and value)):
             raise ModelError(
-                f"{directory.path / TOKENIZER_CONFIG}: {key} is {brief(value)}, which transformers would open as a "
+                f"{folder / TOKENIZER_CONFIG}: {key} is {brief(value)}, which transformers would open as a "
                 "file; remove the key"
             )
-    for key in directory.object("special_tokens_map.json") or {}:
+    for key in folder.object("special_tokens_map.json") or {}:
         if not key.endswith(("_token", "_tokens")):
             raise ModelError(
-                f"{directory.path / 'special_tokens_map.json'}: {brief(key)} is not a special token; remove the key"
+                f"{folder / 'special_tokens_map.json'}: {brief(key)} is not a special token; remove the key"
             )
     for name in TRANSFORMER_FILES:
-        for key, value in _within(directory.json(name), 0):
+        for key, value in _within(folder.json(name), 0):
             if key.endswith(_NAMES) and isinstance(value, str) and value:
                 raise ModelError(
-                    f"{directory.path / name}: {brief(key)} is {brief(value)}, so files would be read from another "
+                    f"{folder / name}: {brief(key)} is {brief(value)}, so files would be read from another "
                     "place. Put them into the model's directory under their usual names, and remove the key"
                 )
 
 
 def paths_of_tokenizer(directory: ModelDirectory) -> tuple[str, ...]:
     """Keys of tokenizer_config.json that name files which some transformers class opens unchecked."""
-    settings = directory.object(TOKENIZER_CONFIG) or {}
+    settings = directory.transformer.object(TOKENIZER_CONFIG) or {}
     return tuple(key for key in settings if key.endswith("_file") and key not in _REPLACED)
 
 

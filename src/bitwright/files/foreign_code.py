@@ -65,31 +65,32 @@ def check_foreign_code(directory: ModelDirectory, *, trusted: bool) -> None:
     _check_modules(directory)
     if trusted:
         return
-    check_config(directory.config, directory.path / CONFIG_FILE, trusted=trusted)
-    sentences = sorted(file.name for file in directory.path.glob(_SENTENCES))
+    folder = directory.transformer
+    check_config(directory.config, folder / CONFIG_FILE, trusted=trusted)
+    sentences = sorted(file.name for file in folder.path.glob(_SENTENCES))
     for name in (*_SIDE_FILES, *sentences):
-        check_config(directory.object(name) or {}, directory.path / name, trusted=trusted)
+        check_config(folder.object(name) or {}, folder / name, trusted=trusted, model=folder.model)
 
 
-def check_config(config: Mapping[str, Any], file: Path, *, trusted: bool) -> None:
-    """As `check_foreign_code`, for the content of one file."""
+def check_config(config: Mapping[str, Any], file: Path, *, trusted: bool, model: Path | None = None) -> None:
+    """As `check_foreign_code`, for the content of one file. model: the model's directory; by default the file's."""
     for key, value in () if trusted else _items(config, _DEEPEST):
         names = (key.rpartition(".")[2], ".".join(key.split(".")[-2:]), f"{file.name}:{key}")
         row = next((_KEYS[name] for name in names if name in _KEYS), None)
         if row and not _is_harmless(value, row):
             _refuse(file, key, value, row.does)
         names_a_file = file.name != CONFIG_FILE and isinstance(value, str) and _is_opened(key)
-        if names_a_file and _lies_outside(value, file.parent):
+        if names_a_file and _lies_outside(value, file.parent, model or file.parent):
             _refuse(file, key, value, "is a file outside the model's directory")
 
 
 def _check_modules(directory: ModelDirectory) -> None:
-    modules = directory.json(MODULES_FILE)
+    modules = directory.package.json(MODULES_FILE)
     for module in modules if isinstance(modules, list) else ():
         kind = module.get("type") if isinstance(module, dict) else None
         if isinstance(kind, str) and not kind.startswith(_OWN_MODULES):
             raise ModelError(
-                f"{directory.path / MODULES_FILE}: type = {brief(kind)} is not a module of sentence-transformers "
+                f"{directory.package / MODULES_FILE}: type = {brief(kind)} is not a module of sentence-transformers "
                 "itself. Bitwright runs only those, even with --trust-remote-code, and the embeddings would differ "
                 "without this one"
             )
@@ -106,9 +107,9 @@ def _is_opened(key: str) -> bool:
     return key.endswith(_FILES) and (key not in _UNREAD or any(part in key for part in _ARGUMENTS))
 
 
-def _lies_outside(value: str, folder: Path) -> bool:
-    """Whether such a file exists outside the model's directory, seen from that directory or from the current one."""
-    return any(os.path.isfile(place) and not lies_inside(folder, place) for place in (folder / value, Path(value)))
+def _lies_outside(value: str, folder: Path, model: Path) -> bool:
+    """Whether such a file exists outside the model's directory, seen from its folder or from the current one."""
+    return any(os.path.isfile(place) and not lies_inside(model, place) for place in (folder / value, Path(value)))
 
 
 def _items(config: Mapping[str, Any], depth: int, outer: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,12 +32,12 @@ def layer_mix_of(
         ModelError: numbers that do not fit the model.
     """
     (module,) = modules
-    config, unknown = module_config(directory, module, _KNOWN)
+    config, unknown = module_config(directory.package, module, _KNOWN)
     if not directory.config.get("output_hidden_states", False):
         return None, unknown
-    where, start = directory.path / module.file("config.json"), config.get("layer_start", 4)
+    where, start = directory.package / module.file("config.json"), config.get("layer_start", 4)
     layers = directory.config.get("num_hidden_layers", directory.config.get("n_layers"))
-    weights_L = weights_of(directory, module, read_pickled).get("layer_weights")
+    weights_L = weights_of(directory.package, module, read_pickled).get("layer_weights")
     if type(start) is not int or type(layers) is not int or weights_L is None:
         raise ModelError(
             f"{where}: layer_start is {brief(start)} and the number of layers is {brief(layers)}; both must be numbers"

@@ -27,8 +27,10 @@ def text_limit(sentences: Sentences, tokenizer: Sequence[int], trained: Sequence
 
 def tokenizer_limit(directory: ModelDirectory) -> list[int]:
     """The limit in tokenizer_config.json: one number, or none. Raises as `length_limit`."""
-    file = directory.path / "tokenizer_config.json"
-    return length_limit((directory.object(file.name) or {}).get("model_max_length"), file, "model_max_length")
+    file = directory.transformer / "tokenizer_config.json"
+    return length_limit(
+        (directory.transformer.object(file.name) or {}).get("model_max_length"), file, "model_max_length"
+    )
 
 
 def length_limit(length: Any, file: Path, key: str) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from bitwright.errors import ModelError, brief
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.folder import Folder
 from bitwright.files.modules import MODULES_FILE, Module, module_config
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -33,15 +33,15 @@ class Pooling(NamedTuple):
     include_prompt: bool = True
 
 
-def pooling_of(directory: ModelDirectory, module: Module) -> tuple[Pooling, list[str]]:
+def pooling_of(package: Folder, module: Module) -> tuple[Pooling, list[str]]:
     """The settings of the model's `Pooling` module, without normalization, and the unknown keys of its file.
 
     Raises:
         ModelError: no such file, or one that does not hold what it should.
     """
-    config, unknown = module_config(directory, module, _KNOWN)
-    file = directory.path / module.file("config.json")
-    if directory.object(module.file("config.json"), MODULES_FILE) is None:
+    config, unknown = module_config(package, module, _KNOWN)
+    file = package / module.file("config.json")
+    if package.object(module.file("config.json"), MODULES_FILE) is None:
         raise ModelError(f"{file}: {MODULES_FILE} names this file, but it does not exist; download the model again")
     named = config.get("pooling_mode")
     if named is None:

@@ -36,10 +36,11 @@ def check_directory(path: Path) -> None:
             raise ModelError(f"{entry.path}: this is a pipe, a socket or a device, not a file; remove it")
 
 
-def check_name(path: Path, name: str, said_by: str) -> Path:
+def check_name(path: Path, name: str, said_by: str, model: Path | None = None) -> Path:
     """The path of a file in a directory that another file there names.
 
-    said_by: the file that names it, for the message.
+    said_by: the file that names it, for the message. model: the model's directory, if that is not `path` itself but
+    holds it.
 
     Raises:
         ModelError: the name leads out of the directory.
@@ -50,7 +51,7 @@ def check_name(path: Path, name: str, said_by: str) -> Path:
     file = path / name
     hidden = any(part.startswith(_HIDDEN) for part in parts)  # or behind a folder that is; others were looked at
     if hidden and os.path.lexists(file):
-        _check_link(file, _inside(path))
+        _check_link(file, _inside(path if model is None else model))
     return file
 
 

@@ -5,6 +5,7 @@ neither followed nor without effect on outputs is told by name. numpy, no torch.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from bitwright.files.modules import (
     AFTER_POOLING,
     MODULES_FILE,
     SETTINGS_FILE,
+    TRANSFORMER,
     TRANSFORMER_FILES,
     Module,
     check_on_pooled,
@@ -32,7 +34,7 @@ from bitwright.files.modules import (
     read_modules,
 )
 from bitwright.files.pooling import Pooling, pooling_of
-from bitwright.files.task import pair_scorer
+from bitwright.files.task import TASK_OF_TYPE, pair_scorer
 
 if TYPE_CHECKING:  # a model with no more than a pooling is loaded without these
     from bitwright.files.after_pooling import ReadPickled, Step
@@ -115,7 +117,7 @@ def read_sentences(
         ModelError: a file that is not what it should be, or that asks for something that is not done here.
         CheckpointError: weights of a module that are damaged. EngineError: such as only torch reads.
     """
-    modules = read_modules(directory)
+    package, modules = directory.package, read_modules(directory.package)
     activation = _activation(directory)
     if task == "text-generation":
         return Sentences()
@@ -128,9 +130,10 @@ def read_sentences(
         pooling = Pooling(("lasttoken",)) if pools_by_class(directory) else Pooling()
         chat = chat_of(directory, template, None) if template and pair_scorer(directory, task) else None
         return Sentences(pooling, activation=activation, capped=capped, answers=answers, chat=chat)
-    settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
+    settings = package.object(SETTINGS_FILE, MODULES_FILE) or {}
+    _check_follows(directory, settings, task)
     unknown += [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
-    found = Sentences(activation=activation, answers=answers, **_texts_of(directory, settings))
+    found = Sentences(activation=activation, answers=answers, **_texts_of(package / SETTINGS_FILE, settings))
     limit, lower_case, chat, more = _transformer(directory, modules, task, answering=answers is not None)
     found = found._replace(max_tokens=limit, lower_case=lower_case, chat=chat)
     unknown += more
@@ -139,11 +142,11 @@ def read_sentences(
             _check_alone(directory, modules, task)
         return found._replace(unknown=tuple(unknown))
     before, pooled, after = _split(directory, modules)
-    pooling, more = pooling_of(directory, pooled)
+    pooling, more = pooling_of(package, pooled)
     unknown += more
     if after and after[0].kind == "Normalize":  # what the engine has an operator for
-        config, more = module_config(directory, after[0], ("module_input_name", "module_output_name"))
-        check_on_pooled(directory, after[0], config)
+        config, more = module_config(package, after[0], ("module_input_name", "module_output_name"))
+        check_on_pooled(package, after[0], config)
         pooling, after = pooling._replace(normalize=True), after[1:]
         unknown += more
     found = found._replace(pooling=pooling)
@@ -157,25 +160,39 @@ def read_sentences(
 
         hidden = directory.config.get("hidden_size", directory.config.get("dim"))
         width = len(pooling.modes) * hidden if type(hidden) is int else None
-        steps, more = steps_of(directory, after, width, read_pickled)
+        steps, more = steps_of(package, after, width, read_pickled)
         found, unknown = found._replace(steps=tuple(steps)), [*unknown, *more]
     return found._replace(unknown=tuple(unknown))
+
+
+def _check_follows(directory: ModelDirectory, settings: Mapping[str, Any], task: TaskName) -> None:
+    """Refuse a folder of the Transformer where the library would not look into it: it follows modules.json only as the
+    class that the settings name. As another class it reads the package itself, as a model of transformers.
+    """
+    named = settings.get("model_type", "SentenceTransformer")
+    asked = next((kind for kind, of in TASK_OF_TYPE.items() if of == task), named)
+    if not directory.is_flat and asked != named:
+        raise ModelError(
+            f"{directory.package / SETTINGS_FILE}: model_type is {brief(named)}, so a {asked} of "
+            f"sentence-transformers, which is for {task}, does not follow {MODULES_FILE}. Give "
+            f"{directory.transformer.path}"
+        )
 
 
 def _chat_template(directory: ModelDirectory) -> str:
     """The file that holds a chat template; "" if none does."""
     names = ("chat_template.jinja", "chat_template.json")
-    file = next((name for name in names if (directory.path / name).is_file()), "")
-    settings = directory.object("tokenizer_config.json") or {}
+    file = next((name for name in names if (directory.transformer / name).is_file()), "")
+    settings = directory.transformer.object("tokenizer_config.json") or {}
     return file or ("tokenizer_config.json" if settings.get("chat_template") else "")
 
 
 def _refuse_chat_template(directory: ModelDirectory, file: str) -> None:
     """Refuse a chat template without a modules.json: the library would put each text into the template."""
     raise ModelError(
-        f"{directory.path / file}: there is a chat template and no {MODULES_FILE}, so sentence-transformers would put "
-        "each text into the template. Bitwright does not. Save the model with SentenceTransformer(...).save(), or "
-        "remove the template"
+        f"{directory.transformer / file}: there is a chat template and no {MODULES_FILE}, so sentence-transformers "
+        "would put each text into the template. Bitwright does not. Save the model with "
+        "SentenceTransformer(...).save(), or remove the template"
     )
 
 
@@ -185,7 +202,9 @@ def pools_by_class(directory: ModelDirectory) -> bool:
     """
     config = directory.config
     name = class_of(config.get("architectures"), str(directory.path))
-    return read_modules(directory) is None and name.endswith("ForCausalLM") and bool(config.get("is_causal", True))
+    return (
+        read_modules(directory.package) is None and name.endswith("ForCausalLM") and bool(config.get("is_causal", True))
+    )
 
 
 def _transformer(
@@ -194,20 +213,19 @@ def _transformer(
     """The `Transformer` module's limit in tokens, whether it lowers texts, how it puts them into a chat template, and
     the keys that are not followed.
     """
-    first = modules[0] if modules else Module("", "")
-    if first.kind != "Transformer" or first.folder:
-        file = directory.path / MODULES_FILE
-        where = f" in {first.folder!r}; give that directory" if first.kind == "Transformer" else ""
+    kind = modules[0].kind if modules else "missing"
+    if kind != TRANSFORMER:
         raise ModelError(
-            f"{file}: the first module is {first.kind or 'missing'}{where}. Bitwright reads a Transformer with the "
-            'path "", then Pooling, then Dense, LayerNorm or Normalize'
+            f"{directory.package / MODULES_FILE}: the first module is {kind}. Bitwright reads a Transformer, then "
+            "Pooling, then Dense, LayerNorm or Normalize"
         )
-    name = next((name for name in TRANSFORMER_FILES if directory.object(name, MODULES_FILE)), TRANSFORMER_FILES[0])
-    config = {_OLD_NAMES.get(key, key): value for key, value in (directory.object(name, MODULES_FILE) or {}).items()}
+    folder = directory.transformer
+    name = next((name for name in TRANSFORMER_FILES if folder.object(name)), TRANSFORMER_FILES[0])
+    config = {_OLD_NAMES.get(key, key): value for key, value in (folder.object(name) or {}).items()}
     unknown, without_effect = [], _WITHOUT_EFFECT | (_ANSWERING if answering else {})
     if answering and "transformer_task" not in config:
         raise ModelError(
-            f"{directory.path / name}: transformer_task is missing; before a {LOGIT_SCORE} it must be 'text-generation'"
+            f"{folder / name}: transformer_task is missing; before a {LOGIT_SCORE} it must be 'text-generation'"
         )
     for key, value in config.items():
         if key in ("max_seq_length", "do_lower_case"):
@@ -218,8 +236,8 @@ def _transformer(
         elif key not in without_effect:
             unknown.append(f"{name}: {key}")
         elif (allowed := without_effect[key]) is not None and value not in allowed:
-            raise ModelError(f"{directory.path / name}: {key} is {brief(value)}, which Bitwright does not follow")
-    modalities, where = config.get("modality_config"), str(directory.path / name)
+            raise ModelError(f"{folder / name}: {key} is {brief(value)}, which Bitwright does not follow")
+    modalities, where = config.get("modality_config"), str(folder / name)
     _check_text_only(where, modalities, task)
     chat = chat_in_modalities(directory, where, modalities, config.get("processing_kwargs"))
     arguments = config.get("processor_kwargs")
@@ -228,7 +246,7 @@ def _transformer(
     limit = arguments.get(key, config.get("max_seq_length"))
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ModelError(
-            f"{directory.path / name}: {key} is {brief(limit)}; it must be a number of tokens, or null for no limit"
+            f"{folder / name}: {key} is {brief(limit)}; it must be a number of tokens, or null for no limit"
         )
     return limit, bool(config.get("do_lower_case", False)), chat, unknown
 
@@ -258,7 +276,7 @@ def _split(directory: ModelDirectory, modules: list[Module]) -> tuple[list[Modul
     odd += [m.kind for m in after if m.kind not in AFTER_POOLING][:3]
     if not at or odd or len(before) > 1:
         raise ModelError(
-            f"{directory.path / MODULES_FILE}: the modules are {', '.join(kinds[:9])}. Bitwright runs Transformer, "
+            f"{directory.package / MODULES_FILE}: the modules are {', '.join(kinds[:9])}. Bitwright runs Transformer, "
             f"then WeightedLayerPooling if there is one, then Pooling, then any of {', '.join(AFTER_POOLING)}. "
             f"Without {', '.join(odd) or 'that order'} the embeddings would differ from the model's own"
         )
@@ -269,14 +287,14 @@ def _check_alone(directory: ModelDirectory, modules: list[Module], task: str) ->
     if len(modules) > 1:
         kinds = ", ".join(module.kind for module in modules[1:9])
         raise ModelError(
-            f"{directory.path / MODULES_FILE}: the model is for {task}, and Bitwright cannot run {kinds} after its "
+            f"{directory.package / MODULES_FILE}: the model is for {task}, and Bitwright cannot run {kinds} after its "
             "transformer"
         )
 
 
-def _texts_of(directory: ModelDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _texts_of(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings for prompts, dimensions and similarity."""
-    file, prompts = directory.path / SETTINGS_FILE, settings.get("prompts") or {}
+    prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise ModelError(f"{file}: prompts is {brief(prompts)}; it must hold texts by name")
     prompts = {"query": "", "document": ""} | {name: text or "" for name, text in prompts.items()}
@@ -300,7 +318,7 @@ def _activation(directory: ModelDirectory) -> str | None:
     """The function that a CrossEncoder applies to logits: from its own file, else from config.json in new or old
     spelling.
     """
-    own = (directory.object(SETTINGS_FILE) or {}).get("activation_fn")
+    own = (directory.package.object(SETTINGS_FILE) or {}).get("activation_fn")
     nested = directory.config.get("sentence_transformers")
     given = {
         f"{SETTINGS_FILE}: activation_fn": own,

@@ -20,7 +20,7 @@ TASK_KEY = "bitwright_task"
 
 _CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 # model_type in that file -> what such a model is for.
-_TASK_OF_TYPE: dict[str, TaskName] = {"SentenceTransformer": "embedding", "CrossEncoder": "sequence-classification"}
+TASK_OF_TYPE: dict[str, TaskName] = {"SentenceTransformer": "embedding", "CrossEncoder": "sequence-classification"}
 # Types and modules of sentence-transformers whose outputs are not one dense vector per text.
 _OTHER_OUTPUTS = {
     "SparseEncoder": "sparse vectors (SPLADE and the like)",
@@ -60,7 +60,7 @@ def find_task(directory: ModelDirectory) -> TaskName:
     _refuse_other_outputs(directory)
     said = directory.task or directory.config.get(TASK_KEY)
     if said is not None:
-        return check_task(said, "task" if directory.task else f"{directory.path / CONFIG_FILE}: {TASK_KEY}")
+        return check_task(said, "task" if directory.task else f"{directory.transformer / CONFIG_FILE}: {TASK_KEY}")
     found = witnesses(directory)
     if not found:  # a class that nobody knows
         return task_of(directory.config.get("architectures"), str(directory.path))
@@ -83,7 +83,7 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
     config = directory.config
     name = class_of(config.get("architectures"), str(directory.path)) if config.get("architectures") else None
     by_class = task_of_class(name) if name else None
-    heads, modules = find_heads(config, directory.shapes), read_modules(directory) or []
+    heads, modules = find_heads(config, directory.shapes), read_modules(directory.package) or []
     pooled = any(module.kind == "Pooling" for module in modules)
     if any(module.kind == LOGIT_SCORE for module in modules) and by_class == "text-generation":
         return [Witness(("sequence-classification",), f"{MODULES_FILE} has a {LOGIT_SCORE}")]
@@ -95,10 +95,10 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
             Witness((by_class,), f"architectures in {CONFIG_FILE} names {name:.80}, which is a class for {by_class}")
         )
     kind, where = _written_as(directory)
-    if kind in _TASK_OF_TYPE:
-        found.append(Witness((_TASK_OF_TYPE[kind],), f"{where} names a {kind}"))
-    elif by_class not in (None, *_TASK_OF_TYPE.values()) and (where := _left_beside(directory)):
-        found.append(Witness(tuple(_TASK_OF_TYPE.values()), f"{where} is a file of sentence-transformers"))
+    if kind in TASK_OF_TYPE:
+        found.append(Witness((TASK_OF_TYPE[kind],), f"{where} names a {kind}"))
+    elif by_class not in (None, *TASK_OF_TYPE.values()) and (where := _left_beside(directory)):
+        found.append(Witness(tuple(TASK_OF_TYPE.values()), f"{where} is a file of sentence-transformers"))
     tasks = tuple(task for task in TASKS if any(task in head.tasks for head in heads))
     if name is None and kind != "CrossEncoder" and all(task in _BARE for task in tasks):
         # Both libraries then build the model without a head, also one whose files still have that of a language model.
@@ -137,7 +137,7 @@ def pair_scorer(directory: ModelDirectory, task: str) -> bool:
 
 
 def _refuse_other_outputs(directory: ModelDirectory) -> None:
-    named = [_written_as(directory)[0], *(module.kind for module in read_modules(directory) or ())]
+    named = [_written_as(directory)[0], *(module.kind for module in read_modules(directory.package) or ())]
     kind = next((kind for kind in named if kind in _OTHER_OUTPUTS), None)
     if kind is not None:
         raise ModelError(
@@ -151,10 +151,10 @@ def _written_as(directory: ModelDirectory) -> tuple[str, str]:
 
     CrossEncoder puts a key of its own into config.json: one now, another before its release 4.
     """
-    kind = (directory.object(SETTINGS_FILE) or {}).get("model_type")
+    kind = (directory.package.object(SETTINGS_FILE) or {}).get("model_type")
     if kind is not None:
         if not isinstance(kind, str):
-            raise ModelError(f"{directory.path / SETTINGS_FILE}: model_type is {brief(kind)}; it must be a name")
+            raise ModelError(f"{directory.package / SETTINGS_FILE}: model_type is {brief(kind)}; it must be a name")
         return kind, SETTINGS_FILE
     key = next((key for key in _CROSS_ENCODER_KEYS if key in directory.config), None)
     return ("CrossEncoder", f"{key} in {CONFIG_FILE}") if key else ("", "")
@@ -164,8 +164,8 @@ def _left_beside(directory: ModelDirectory) -> str:
     """A file of sentence-transformers, which embeds or scores texts; "" if there is none. Without modules.json that
     library does not read it, but it shows what the model was made for.
     """
-    names = (SETTINGS_FILE, *TRANSFORMER_FILES)
-    return next((name for name in names if (directory.path / name).is_file()), "")
+    files = (directory.package / SETTINGS_FILE, *(directory.transformer / name for name in TRANSFORMER_FILES))
+    return next((file.name for file in files if file.is_file()), "")
 
 
 def find_heads(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Witness]:

@@ -18,7 +18,8 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers
 from bitwright.errors import EngineError, InputError, brief, foreign
 from bitwright.families import FAMILIES
 from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
-from bitwright.files.directory import ModelDirectory, read_object
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.folder import Folder, read_object
 from bitwright.files.reading import MAX_JSON_BYTES
 from bitwright.files.tokenizer_bounds import check_growth
 
@@ -54,15 +55,16 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
     Raises:
         EngineError: a tokenizer that cannot be built, or settings that transformers follows and this does not.
     """
-    file, settings_file = directory.path / "tokenizer.json", directory.path / "tokenizer_config.json"
+    folder = directory.transformer
+    file, settings_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
     made = directory.made(file.name)
     if made is None and not file.is_file():
-        if found := next((name for name in _VOCABULARIES if (directory.path / name).is_file()), None):
+        if found := next((name for name in _VOCABULARIES if (folder / name).is_file()), None):
             raise EngineError(
-                f"{directory.path}: there is {found} but no tokenizer.json, and only transformers reads that"
+                f"{folder.path}: there is {found} but no tokenizer.json, and only transformers reads that"
             )
         return None
-    settings = directory.object(settings_file.name) or {}
+    settings = folder.object(settings_file.name) or {}
     if settings.get(GENERIC_KEY):
         raise EngineError(f"{settings_file}: {GENERIC_KEY} says that only transformers reads this tokenizer")
     size = len(made) if made is not None else file.stat().st_size
@@ -80,16 +82,14 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
         raise EngineError(f"{settings_file}: truncation_side is {side!r}; it must be 'right' or 'left'")
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    _check_specials(tokenizer, directory, settings, traits)
+    _check_specials(tokenizer, folder, settings, traits)
     names = settings.get("model_input_names")
     types = "token_type_ids" in names if isinstance(names, list) else traits.types
     single_types = types and any(encodings_of(tokenizer, ["a"], None, file)[0].type_ids)
     return OpenTokenizer(tokenizer, side, types, single_types)
 
 
-def _check_specials(
-    tokenizer: Tokenizer, directory: ModelDirectory, settings: dict[str, Any], traits: TokenizerTraits
-) -> None:
+def _check_specials(tokenizer: Tokenizer, folder: Folder, settings: dict[str, Any], traits: TokenizerTraits) -> None:
     """Check that tokenizer.json has the tokens that transformers would add from side files, with cls and sep around a
     text.
 
@@ -97,19 +97,16 @@ def _check_specials(
         EngineError: tokenizer.json does not have them so.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    maps = directory.object("special_tokens_map.json") or {}
-    named = [*_tokens_in(settings), *_tokens_in(maps), *(directory.object("added_tokens.json") or {})]
+    maps = folder.object("special_tokens_map.json") or {}
+    named = [*_tokens_in(settings), *_tokens_in(maps), *(folder.object("added_tokens.json") or {})]
     if lost := next((token for token in named if token not in known), None):
-        raise EngineError(
-            f"{directory.path}: a side file names the token {brief(lost)}, which is not in tokenizer.json"
-        )
+        raise EngineError(f"{folder.path}: a side file names the token {brief(lost)}, which is not in tokenizer.json")
     if traits.word_piece:
         around = [_content(settings.get(key) or maps.get(key)) for key in ("cls_token", "sep_token")]
-        found = encodings_of(tokenizer, [""], None, directory.path)[0].tokens
+        found = encodings_of(tokenizer, [""], None, folder.path)[0].tokens
         if len(found) != 2 or any(a not in (None, b) for a, b in zip(around, found, strict=True)):
             raise EngineError(
-                f"{directory.path}: tokenizer.json puts {brief(found)} around a text, but the side files ask for "
-                f"{around}"
+                f"{folder.path}: tokenizer.json puts {brief(found)} around a text, but the side files ask for {around}"
             )
 
 

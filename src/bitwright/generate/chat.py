@@ -109,15 +109,15 @@ class ChatTemplates:
 def _templates(directory: ModelDirectory) -> dict[str, tuple[str, Path]]:
     """The templates by name. As in transformers files of their own count alone, if there are any."""
     found = {}
-    file = directory.path / TEMPLATE_FILE
+    file = directory.transformer / TEMPLATE_FILE
     if file.is_file():
         found["default"] = (_template_text(file), file)
-    for other in sorted((directory.path / TEMPLATE_FOLDER).glob("*.jinja")):
+    for other in sorted((directory.transformer / TEMPLATE_FOLDER).glob("*.jinja")):
         found[other.name.removesuffix(".jinja")] = (_template_text(other), other)
     if found:
         return found
-    file = directory.path / SETTINGS_FILE
-    value = (directory.object(SETTINGS_FILE) or {}).get("chat_template")
+    file = directory.transformer / SETTINGS_FILE
+    value = (directory.transformer.object(SETTINGS_FILE) or {}).get("chat_template")
     named = value if isinstance(value, list) else [] if value is None else [{"name": "default", "template": value}]
     for one in named:
         text = one.get("template") if isinstance(one, dict) else None
@@ -144,8 +144,8 @@ def _special_tokens(directory: ModelDirectory) -> dict[str, str]:
     """bos_token and so on, as far as the side files name them; those of special_tokens_map.json count where
     tokenizer_config.json does not list the added tokens, as in transformers.
     """
-    settings = directory.object(SETTINGS_FILE) or {}
-    older = {} if "added_tokens_decoder" in settings else directory.object("special_tokens_map.json") or {}
+    settings = directory.transformer.object(SETTINGS_FILE) or {}
+    older = {} if "added_tokens_decoder" in settings else directory.transformer.object("special_tokens_map.json") or {}
     found = {}
     for key in _SPECIAL:
         token = older.get(key, settings.get(key))

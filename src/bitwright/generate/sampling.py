@@ -200,7 +200,7 @@ def generation_config(directory: ModelDirectory) -> dict[str, Any]:
     Raises:
         ModelError: a file that is not a JSON object.
     """
-    found = directory.object(GENERATION_FILE)
+    found = directory.transformer.object(GENERATION_FILE)
     if found is not None:
         return found
     inner = directory.config.get("text_config")

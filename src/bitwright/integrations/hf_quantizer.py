@@ -94,8 +94,11 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
             raise InputError(
                 "from_pretrained got a state_dict: Bitwright's linears are made from files. Give a directory alone"
             )
+        directory = ModelDirectory(_folder(model, checkpoint_files))
+        if not directory.is_flat:  # transformers has not looked into modules.json
+            raise CheckpointError(f"{directory.path}: modules.json puts the model into {directory.transformer.path}")
         with torch.device("cpu"):  # around this everything is made without values
-            self._opened = opened = _open(model, ModelDirectory(_folder(model, checkpoint_files)))
+            self._opened = opened = _open(model, directory)
         for name in opened.aside:
             swap_one(model, name, _Awaited(model.get_submodule(name)))
         tied = getattr(model, "all_tied_weights_keys", {})

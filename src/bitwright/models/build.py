@@ -22,7 +22,8 @@ from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TaskName, check_task, task_of
 from bitwright.files.answers import answers_by_logits
 from bitwright.files.counts import check_counts
-from bitwright.files.directory import CONFIG_FILE, ModelDirectory, read_object
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.folder import read_object
 from bitwright.files.followed import TOKENIZER_CONFIG, check_followed, paths_of_tokenizer
 from bitwright.files.foreign_code import check_config, check_foreign_code
 from bitwright.files.limits import length_limit, text_limit
@@ -78,7 +79,7 @@ def build_empty(
     if task is not None:
         check_task(task, "task")
     if isinstance(source, ModelDirectory):
-        path = source.path
+        path = source.transformer.path
         check_foreign_code(source, trusted=trust_remote_code)
         source.check_counts()
         task = task or find_task(source)
@@ -119,7 +120,7 @@ def build_empty(
 def _config(source: ModelDirectory | Path, trust_remote_code: bool) -> Any:
     if isinstance(source, ModelDirectory) and source.made(CONFIG_FILE) is not None:
         return transformers.AutoConfig.for_model(**source.config)
-    path = source.path if isinstance(source, ModelDirectory) else source
+    path = source.transformer.path if isinstance(source, ModelDirectory) else source
     return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
 
 
@@ -170,9 +171,9 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
 
     It lowers texts if the side files say so.
     """
-    path = directory.path
+    folder, path = directory.transformer, directory.transformer.path
     if (made := directory.made("tokenizer.json")) is not None:
-        named = directory.object(TOKENIZER_CONFIG) or {}
+        named = folder.object(TOKENIZER_CONFIG) or {}
         known = {key: value for key, value in named.items() if key.endswith("_token") or key == "chat_template"}
         with foreign(f"{path}: the tokenizer cannot be built", ModelError):
             whole = tokenizers.Tokenizer.from_str(made)
@@ -210,13 +211,14 @@ def _check_tokenizer_class(directory: ModelDirectory) -> None:
     Raises:
         ModelError: what is named is no tokenizer.
     """
-    for file, settings in ((TOKENIZER_CONFIG, directory.object(TOKENIZER_CONFIG)), (CONFIG_FILE, directory.config)):
+    folder = directory.transformer
+    for file, settings in ((TOKENIZER_CONFIG, folder.object(TOKENIZER_CONFIG)), (CONFIG_FILE, directory.config)):
         named = (settings or {}).get("tokenizer_class")
         if not isinstance(named, str):
             continue
         kind = getattr(transformers, named, None)
         if isinstance(kind, type) and not issubclass(kind, transformers.PreTrainedTokenizerBase):
-            raise ModelError(f"{directory.path / file}: tokenizer_class: {brief(named)} is not a tokenizer")
+            raise ModelError(f"{folder / file}: tokenizer_class: {brief(named)} is not a tokenizer")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from bitwright.errors import ModelError
-from bitwright.files.directory import WEIGHT_FILES, absolute
+from bitwright.files.directory import WEIGHT_FILES, ModelDirectory, absolute
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
@@ -36,8 +36,8 @@ def fetch(name_or_dir: str | Path) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: this is neither a directory here nor a hub name such as org/name")
     found = _snapshot(name, ("*.safetensors", "*.safetensors.index.json", *_TEXT_FILES))
-    if not any((found / file).is_file() for file in WEIGHT_FILES):
-        found = _snapshot(name, ("pytorch_model*.bin", "pytorch_model*.bin.index.json", *_TEXT_FILES))
+    if not any((ModelDirectory(found).transformer / file).is_file() for file in WEIGHT_FILES):
+        found = _snapshot(name, ("pytorch_model*.bin", "*/pytorch_model*.bin", *_TEXT_FILES))
     return found
 
 

@@ -72,7 +72,7 @@ class LoadedModel:
     def max_tokens(self) -> int:
         """The longest sequence that the model was meant for and can take."""
         empty = EmptyModel(self.model, self.config, self.task, self.architecture)
-        return max_tokens(empty, self.tokenizer, self.sentences, self.path)
+        return max_tokens(empty, self.tokenizer, self.sentences, self.directory.transformer.path)
 
     def reopen(self) -> "LoadedModel":
         """The same model once more, its blocks empty, as `open_lazily` leaves them: to be run block by block and

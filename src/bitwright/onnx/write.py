@@ -176,9 +176,11 @@ def _exported(module: Exportable, opset: int) -> Any:
 
 def _copy_side_files(directory: ModelDirectory, staged: Path) -> None:
     """Everything but the weights. config.json loses what describes them: readers would look for codes."""
-    for file in split_source_files(directory)[0]:
-        if str(file) != CONFIG_FILE:
-            copy_file(directory.path / file, staged / file)
+    made = directory.made_files
+    for name, file in split_source_files(directory)[0].items():
+        if str(name) not in {CONFIG_FILE, *made}:
+            copy_file(file, staged / name)
     config = {key: value for key, value in directory.config.items() if key != "quantization_config"}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_file(staged / CONFIG_FILE, text.encode())
+    made |= {CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+    for place, text in made.items():
+        write_file(staged / place, text.encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
-from bitwright.files.directory import source_bytes
+from bitwright.files.directory import config_file, source_bytes
 from bitwright.files.opening import open_path
 from bitwright.files.task import find_task
 from bitwright.kernels.processors import default_threads
@@ -138,7 +138,7 @@ def bench(
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = read_record(directory).model
         place = Path(recorded.source or "")  # as it was typed: may be relative
-        source = place if (place / "config.json").is_file() else None
+        source = place if recorded.source and place.is_dir() and config_file(place).is_file() else None
         if source and open_path(place).fingerprint != recorded.source_sha256:
             raise InputError(
                 f"{source}: this is not the model that {directory} was made from; give the right one with --source"

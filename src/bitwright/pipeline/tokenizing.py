@@ -44,7 +44,7 @@ NO_TOKENIZER_FILES = TokenizerFiles()
 
 def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFiles:
     """The files that a result needs so that the engine and transformers tokenize hard texts and `items` equally."""
-    theirs, settings = loaded.tokenizer, dict(loaded.directory.object(SETTINGS) or {})
+    theirs, settings = loaded.tokenizer, dict(loaded.directory.transformer.object(SETTINGS) or {})
     only_theirs = {SETTINGS: _json(settings | {GENERIC_KEY: True})}
     if not getattr(theirs, "is_fast", False):
         kind = type(theirs).__name__
@@ -52,7 +52,7 @@ def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFi
             only_theirs, f"{kind} runs in Python, so only transformers can read the result's tokenizer"
         )
     if loaded.task == "text-generation":  # which transformers tokenizes for
-        there = (loaded.path / TOKENIZER).is_file()
+        there = (loaded.directory.transformer / TOKENIZER).is_file()
         return TokenizerFiles() if there else TokenizerFiles(_as_transformers_has_it(theirs, loaded.directory))
     limit = loaded.max_tokens
     singles = [*hard_texts(sorted(theirs.get_added_vocab()), limit), *(x for x in items if isinstance(x, str))]
@@ -96,7 +96,8 @@ class _Compared:
         try:
             ours = open_tokenizer(directory, lowers=lowers)
         except EngineError as error:
-            return str(error).removeprefix(f"{directory.path}: ").removeprefix(f"{directory.path}/")
+            folder = directory.transformer.path
+            return str(error).removeprefix(f"{folder}: ").removeprefix(f"{folder}/")
         if ours is None:
             return "there is no tokenizer.json"
         return self._difference(self._read_ours(ours, self.singles, None), self._read_ours(ours, *_sides(self.pairs)))
@@ -147,7 +148,7 @@ def _as_transformers_has_it(theirs: Any, directory: ModelDirectory) -> dict[str,
     copy = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
     copy.no_padding()
     copy.no_truncation()
-    settings = dict(directory.object(SETTINGS) or {})
+    settings = dict(directory.transformer.object(SETTINGS) or {})
     files = {TOKENIZER: copy.to_str(pretty=True).encode()}
     if settings.get("model_input_names") != theirs.model_input_names:
         files[SETTINGS] = _json(settings | {"model_input_names": list(theirs.model_input_names)})
@@ -157,8 +158,8 @@ def _as_transformers_has_it(theirs: Any, directory: ModelDirectory) -> dict[str,
 def _side_files(directory: ModelDirectory, folder: Path, files: Mapping[str, bytes]) -> ModelDirectory:
     """A directory with the tokenizer files that a result will have."""
     for name in (CONFIG_FILE, SETTINGS, *_OTHERS):
-        if (directory.path / name).is_file():
-            shutil.copyfile(directory.path / name, folder / name)
+        if (directory.transformer / name).is_file():
+            shutil.copyfile(directory.transformer / name, folder / name)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return ModelDirectory(folder)

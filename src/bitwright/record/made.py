@@ -163,7 +163,8 @@ class LeftOut:
 
     name: with its folders. reason: "weights", which the run did not read (heads in pickles, adapters); "code";
     "large", and no part of a tokenizer; "unknown", of a kind that nobody promises to be safe; "training", its state;
-    "copy", the same model in another format.
+    "copy", the same model in another format; "unread", which nothing reads where it lies, and something would in the
+    result.
     """
 
     name: str

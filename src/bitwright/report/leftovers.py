@@ -13,6 +13,7 @@ REASONS = {
     "large": "a large file that is no part of the tokenizer",
     "unknown": "a kind of file that may hold anything",
     "training": "the state of training",
+    "unread": "a file outside the folder of the Transformer, which nothing reads there",
     "copy": "the same model in another format",
 }
 _NAMED = 3  # in one line

@@ -37,7 +37,7 @@ def model_shape(directory: ModelDirectory) -> ModelShape:
     config = directory.config
     if not isinstance(config.get("vocab_size"), int):
         raise ModelError(
-            f"{directory.path / CONFIG_FILE}: there is no vocab_size, so the benchmark cannot draw token ids"
+            f"{directory.transformer / CONFIG_FILE}: there is no vocab_size, so the benchmark cannot draw token ids"
         )
     row = architecture_of(str(config.get("model_type")))
     positions = config.get(*row.keys.positions)

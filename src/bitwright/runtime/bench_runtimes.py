@@ -280,13 +280,14 @@ def _open_openvino(files: Files, threads: int) -> Forward:
 def _prepare_ctranslate2(source: Files, output: Path) -> str | None:
     from ctranslate2.converters import TransformersConverter
 
-    settings = open_path(source.path).config
+    opened = open_path(source.path)
+    settings = opened.config
     if "For" in (name := (settings.get("architectures") or [""])[0]):
         raise TargetError(f"its encoder gives only hidden states, but {name} has a head")
     # Its converter asks for a setting that newer transformers no longer write.
     copy = output / "source"
     copy.mkdir()
-    for file in source.path.iterdir():
+    for file in opened.transformer.path.iterdir():
         (copy / file.name).symlink_to(file.resolve())
     config = {"position_embedding_type": "absolute"} | settings
     (copy / "config.json").unlink()

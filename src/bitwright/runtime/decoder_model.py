@@ -148,7 +148,9 @@ class DecoderModel(OnEngine):
         for left_out in not_followed(self.generation_config, **asked):
             if left_out not in self._told:  # once for each model
                 self._told.add(left_out)
-                warnings.warn(f"{self.path / GENERATION_FILE}: {left_out} is not followed", stacklevel=3)
+                warnings.warn(
+                    f"{self.directory.transformer / GENERATION_FILE}: {left_out} is not followed", stacklevel=3
+                )
         sampling = Sampling.of(self.generation_config, **asked)
         if isinstance(prompt, str):
             (ids,) = self.read([prompt], None, typed=False, limit=None).ids

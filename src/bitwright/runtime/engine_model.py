@@ -70,7 +70,7 @@ class EngineModel(OnEngine):
         remarks = "".join(f", {remark}" for remark in weights.remarks)
         bf16 = ", bf16" * (inputs == "bf16")
         self.backend = f"engine:{active_isa()}{bf16}{_attention_words(program.int8_attention)}{remarks}"
-        trained = length_limit(directory.config.get(_POSITIONS), directory.path / CONFIG_FILE, _POSITIONS)
+        trained = length_limit(directory.config.get(_POSITIONS), directory.transformer / CONFIG_FILE, _POSITIONS)
         rows = [program.max_tokens] if has_position_table(weights) else []
         self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), trained, rows)
         self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded

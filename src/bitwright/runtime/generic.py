@@ -49,7 +49,7 @@ def load_generic(
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{remarks}{why and f' ({why})'}"
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, _ = load_tokenizer(directory, trust_remote_code, sentences)
-    limit = max_tokens(empty, tokenizer, sentences, directory.path)
+    limit = max_tokens(empty, tokenizer, sentences, directory.transformer.path)
     templates = ChatTemplates(directory) if sentences.chat is not None else None
     return GenericModel(
         model, tokenizer, empty.task, sentences, limit, backend, directory.path, templates=templates

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitwright.errors import LibraryError
+from bitwright.files.directory import ModelDirectory
 from bitwright.runtime.library_server import receive, send
 from bitwright.runtime.time_limit import kill_group, killed_after, most_tokens, seconds_allowed, weight_bytes
 
@@ -75,16 +76,19 @@ class Library:
         of a language model that has one block in memory at a time, for `block`; by default the model is loaded whole.
         runtime: "transformers" or "sentence-transformers" to give that one ids (`forward`, `states`); by default it is
         the one that users of the model have, and is given texts. cross_encoder: of a model that a CrossEncoder alone
-        reads as it is meant, also where no modules.json says so.
+        reads as it is meant, also where no modules.json says so. sentence-transformers is given the directory,
+        transformers the folder in it that modules.json gives the Transformer, as users have to.
 
         Raises:
+            ModelError: as `ModelDirectory`, and a modules.json that is none.
             LibraryError: the library is not installed, or cannot load the model, or does not answer in time; so do the
                 methods.
         """
         self._directory, self._weight_bytes = directory, weight_bytes(directory)
-        request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
-                   "blocks": blocks, "trust_remote_code": trust_remote_code, "runtime": runtime,
-                   "cross_encoder": cross_encoder}  # fmt: skip
+        inner = ModelDirectory(directory).transformer.path if directory.is_dir() else directory
+        request = {"directory": os.fspath(directory.resolve()), "transformer": os.fspath(inner.resolve()), "task": task,
+                   "threads": threads, "limit": limit, "blocks": blocks, "trust_remote_code": trust_remote_code,
+                   "runtime": runtime, "cross_encoder": cross_encoder}  # fmt: skip
         _in_use.acquire()
         self._held, self._serves = True, False
         try:

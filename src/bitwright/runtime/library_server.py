@@ -134,7 +134,8 @@ def _answer(request: dict[str, Any], answers: int) -> None:
 
 def _load(request: dict[str, Any]) -> Any:
     """`runtime`: the library that is given ids, to check it; None for the one that users give texts to, to ask it."""
-    task, path, trust = request["task"], request["directory"], request["trust_remote_code"]
+    task, trust = request["task"], request["trust_remote_code"]
+    package, path = request["directory"], request["transformer"]
     if request["blocks"]:
         from bitwright.runtime.library_blocks import Blocks
 
@@ -144,13 +145,13 @@ def _load(request: dict[str, Any]) -> Any:
     if request["runtime"] in OPENERS:
         return _Ids(*OPENERS[request["runtime"]](path, task, trust), task)
     if request["runtime"] == "sentence-transformers":
-        return _Sentences(path, trust, reranks=False)
+        return _Sentences(package, trust, reranks=False)
     reranks = task == "sequence-classification" and (
-        request["cross_encoder"] or os.path.exists(os.path.join(path, "modules.json"))
+        request["cross_encoder"] or os.path.exists(os.path.join(package, "modules.json"))
     )
     if task == "embedding" or reranks:
         try:
-            return _Sentences(path, trust, reranks)
+            return _Sentences(package, trust, reranks)
         except ImportError:
             if task == "embedding":
                 raise

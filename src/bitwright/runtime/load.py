@@ -7,7 +7,7 @@ from bitwright.engine.cache_layout import CacheKind
 from bitwright.engine.executor import check_count
 from bitwright.engine.fp8 import Fp8
 from bitwright.errors import EngineError, InputError
-from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.directory import ModelDirectory
 from bitwright.files.foreign_code import check_foreign_code
 from bitwright.files.opening import is_gguf, open_path
 from bitwright.files.task import find_task
@@ -130,7 +130,7 @@ def locate(given: str | Path, task: "TaskName | None" = None) -> ModelDirectory:
     Raises as `load`.
     """
     path = Path(given).expanduser()
-    if (path / CONFIG_FILE).is_file() or is_gguf(path):
+    if (str(given) and path.is_dir()) or is_gguf(path):
         return open_path(path, task)
     from bitwright.models.hub import fetch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.files.directory import CONFIG_FILE, weight_files
+from bitwright.files.directory import CONFIG_FILE, config_file, weight_files
 from bitwright.files.safetensors import read_header
 
 if TYPE_CHECKING:
@@ -118,9 +118,10 @@ def _stamp(path: Path) -> Stamp:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    if not (path / CONFIG_FILE).is_file():
+    config = config_file(path)
+    if not config.is_file():
         raise ModelError(
-            f"{path}: there is no {CONFIG_FILE}; a transformers model directory has one, so check the path"
+            f"{config.parent}: there is no {CONFIG_FILE}; a transformers model directory has one, so check the path"
         )
     record = [path / _RECORD_FILE] if (path / _RECORD_FILE).is_file() else []
-    return [*record, path / CONFIG_FILE, *weight_files(path)]
+    return [*record, config, *weight_files(path)]

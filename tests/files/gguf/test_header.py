@@ -159,7 +159,7 @@ def test_files_with_random_changes_are_read_or_refused(tmp_path: Path, cases: in
         try:
             directory = GgufDirectory(path)
             for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-                directory.json(name)
+                directory.package.json(name)
             checkpoint = read_checkpoint(directory)
             for name in sorted(checkpoint.others):
                 _ = checkpoint.tensors[name]

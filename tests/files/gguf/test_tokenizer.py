@@ -90,11 +90,11 @@ def test_byte_level_words_special_tokens_and_the_template(opened: Callable[..., 
     found = tokenizer(directory)
     assert found.encode("ab ab<|eot_id|>1").tokens == ["<|begin|>", "ab", "Ġab", "<|eot_id|>", "1"]
     assert found.get_added_tokens_decoder()[7].special
-    settings = directory.object("tokenizer_config.json")
+    settings = directory.transformer.object("tokenizer_config.json")
     assert settings is not None
     assert settings["bos_token"] == "<|begin|>"
     assert settings["chat_template"] == BPE["tokenizer.chat_template"]
-    assert directory.object("generation_config.json") == {"eos_token_id": [6, 7]}
+    assert directory.transformer.object("generation_config.json") == {"eos_token_id": [6, 7]}
 
 
 @pytest.mark.parametrize("vocabulary", [SPM, BPE], ids=["sentencepiece", "byte-level"])

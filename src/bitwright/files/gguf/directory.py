@@ -14,7 +14,8 @@ import numpy as np
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.families.tasks import TaskName
-from bitwright.files.directory import CONFIG_FILE, ModelDirectory, absolute, read_object
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory, absolute
+from bitwright.files.folder import Folder, read_object
 from bitwright.files.gguf.config import config_of, generation_config_of
 from bitwright.files.gguf.header import GgufEntry, GgufHeader, read_gguf_header
 from bitwright.files.gguf.names import NAMINGS, Naming, rows_in_transformers
@@ -156,6 +157,25 @@ class GgufTensors(MappedTensors):
         return less
 
 
+class _Made(Folder):
+    """The files that a model directory would have; there are none of all that a GGUF file does not say."""
+
+    def __init__(self, path: Path, header: GgufHeader) -> None:
+        super().__init__(path)
+        self.made: dict[str, Callable[[], Any]] = {
+            CONFIG_FILE: partial(_config, path, header),
+            "generation_config.json": partial(generation_config_of, header.metadata),
+            TOKENIZER_FILE: partial(_tokenizer, path, header),
+            "tokenizer_config.json": partial(tokenizer_settings, header.metadata),
+        }
+
+    def json(self, name: str, said_by: str = "") -> Any:
+        """As of a folder."""
+        if name not in self._parsed:
+            self._parsed[name] = self.made[name]() if name in self.made else None
+        return self._parsed[name]
+
+
 class GgufDirectory(ModelDirectory):
     """A GGUF file, opened as a model directory. path: the file."""
 
@@ -166,30 +186,22 @@ class GgufDirectory(ModelDirectory):
         if not path.is_file():
             raise ModelError(f"{path}: there is no such file")
         self.path, self.task = absolute(path), task
-        self._parsed: dict[str, Any] = {}
         handle, pages = _mapped(self.path)
         with handle, pages, memoryview(pages) as data:
             self._header = read_gguf_header(data, self.path)
+        self.package: _Made = _Made(self.path, self._header)
 
     def __repr__(self) -> str:
         return f"GgufDirectory({str(self.path)!r})"
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
         """config.json, as the metadata says it.
 
         Raises:
             CheckpointError: as `config_of`.
         """
-        factors = None
-        if _FACTORS in self._header.tensors:
-            entry = self._header.tensors[_FACTORS]
-            if entry.type.name != "F32":
-                raise CheckpointError(f"{self.path}: {_FACTORS} is {entry.type.name}, but must be F32")
-            with self.path.open("rb") as file:
-                file.seek(entry.begin)
-                factors = np.frombuffer(file.read(entry.end - entry.begin), "<f4")
-        return config_of(self._header.metadata, self._header.tensors, factors)
+        return self.package.object(CONFIG_FILE) or {}
 
     @property
     def license(self) -> str | None:
@@ -197,41 +209,15 @@ class GgufDirectory(ModelDirectory):
         said = self._header.metadata.text("general.license", "").strip()
         return said if said.isprintable() and said else None
 
-    def json(self, name: str, said_by: str = "") -> Any:
-        """The content of a file that a model directory would have; None of all that a GGUF file does not say."""
-        if name not in self._parsed:
-            self._parsed[name] = self._files[name]() if name in self._files else None
-        return self._parsed[name]
-
-    @property
-    def _files(self) -> dict[str, Callable[[], Any]]:
-        metadata = self._header.metadata
-        return {
-            CONFIG_FILE: lambda: self.config,
-            "generation_config.json": lambda: generation_config_of(metadata),
-            TOKENIZER_FILE: self._tokenizer,
-            "tokenizer_config.json": lambda: tokenizer_settings(metadata),
-        }
-
-    def _tokenizer(self) -> dict[str, Any] | None:
-        """tokenizer.json of the metadata; where Bitwright does not know its kind, the one that lies beside the file."""
-        try:
-            return tokenizer_of(self._header.metadata)
-        except CheckpointError as error:
-            beside = self.path.parent / TOKENIZER_FILE
-            if beside.is_file():
-                return read_object(beside)
-            raise CheckpointError(f"{error}. Put the model's {TOKENIZER_FILE} beside the file") from None
-
     def made(self, name: str) -> str | None:
         """The text of a file that is none on disk."""
-        content = self.json(name)
+        content = self.package.json(name)
         return None if content is None else json.dumps(content)
 
     @property
     def made_files(self) -> dict[str, str]:
         """As the class above says."""
-        found = {name: self.made(name) for name in self._files if name != CONFIG_FILE}
+        found = {name: self.made(name) for name in self.package.made if name != CONFIG_FILE}
         return {name: text for name, text in found.items() if text is not None}
 
     @property
@@ -271,6 +257,29 @@ class GgufDirectory(ModelDirectory):
         for chunk in self._chunks(self.path):
             digest.update(chunk)
         return digest.hexdigest()
+
+
+def _config(path: Path, header: GgufHeader) -> dict[str, Any]:
+    factors = None
+    if _FACTORS in header.tensors:
+        entry = header.tensors[_FACTORS]
+        if entry.type.name != "F32":
+            raise CheckpointError(f"{path}: {_FACTORS} is {entry.type.name}, but must be F32")
+        with path.open("rb") as file:
+            file.seek(entry.begin)
+            factors = np.frombuffer(file.read(entry.end - entry.begin), "<f4")
+    return config_of(header.metadata, header.tensors, factors)
+
+
+def _tokenizer(path: Path, header: GgufHeader) -> dict[str, Any] | None:
+    """tokenizer.json of the metadata; where Bitwright does not know its kind, the one that lies beside the file."""
+    try:
+        return tokenizer_of(header.metadata)
+    except CheckpointError as error:
+        beside = path.parent / TOKENIZER_FILE
+        if beside.is_file():
+            return read_object(beside)
+        raise CheckpointError(f"{error}. Put the model's {TOKENIZER_FILE} beside the file") from None
 
 
 def _mapped(path: Path) -> tuple[BinaryIO, mmap.mmap]:

@@ -34,13 +34,13 @@ def vocabulary_of(directory: ModelDirectory, size: int) -> dict[str, Any]:
     Raises:
         ModelError: a tokenizer of another kind than llama.cpp has, or with more tokens than rows.
     """
-    content = directory.object("tokenizer.json")
+    content = directory.transformer.object("tokenizer.json")
     if content is None:
         return {}
-    where = directory.path / "tokenizer.json"
+    where = directory.transformer / "tokenizer.json"
     with foreign(f"{where}: the tokenizer cannot be built", ModelError):
         tokenizer = Tokenizer.from_str(json.dumps(content))
-    model, settings = content["model"], directory.object("tokenizer_config.json") or {}
+    model, settings = content["model"], directory.transformer.object("tokenizer_config.json") or {}
     if model.get("type") != "BPE":
         raise ModelError(f"{where}: a GGUF file has no words for a tokenizer of type {model.get('type')!r:.40}")
     names: dict[int, str] = {index: token for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
@@ -121,7 +121,7 @@ def _special(directory: ModelDirectory, settings: Mapping[str, Any], tokenizer: 
         index = directory.config.get(f"{key}_token_id")
         if isinstance(index, int):
             entries.setdefault(f"tokenizer.ggml.{key}_token_id", index)
-    ends = (directory.object("generation_config.json") or {}).get("eos_token_id")
+    ends = (directory.transformer.object("generation_config.json") or {}).get("eos_token_id")
     further = [index for index in (ends if isinstance(ends, list) else [ends]) if isinstance(index, int)]
     if not isinstance(ends, list) and further:
         entries["tokenizer.ggml.eos_token_id"] = further[0]
@@ -137,7 +137,7 @@ def _special(directory: ModelDirectory, settings: Mapping[str, Any], tokenizer: 
 
 
 def _template(directory: ModelDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:
-    file = directory.path / _TEMPLATE
+    file = directory.transformer / _TEMPLATE
     if file.is_file():
         return {"tokenizer.chat_template": read_bytes(file, MAX_TEXT_BYTES).decode("utf-8", errors="replace")}
     text = settings.get("chat_template")
