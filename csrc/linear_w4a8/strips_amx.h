@@ -19,9 +19,8 @@
 //   Op(p), unpack<bits, has_levels>(w, codes, zero, panel)
 //                       one group of one block; zero: its columns' zero points, or null
 //   for_kind(w, f)      f of the weight's bits, of whether it has levels, and of what is added beside sums, as types
-//   Scales<C, kind>     (p, at, next): of a group of C blocks from at on, so far from one to the next; add(index, sums,
-//   y)
-//                       adds to y 16 C sums of the row and group of that index into scale_m or sum_m
+//   Scales<C, kind>     (p, at, next): of a group of C blocks from at on, so far from one to the next;
+//                       add(index, sums, y) adds 16 C sums of the row and group of that index into scale_m or sum_m
 #pragma once
 #include "avx512.h"
 #include "sizes.h"
