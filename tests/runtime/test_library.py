@@ -20,7 +20,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from bitwright.errors import LibraryError
 from bitwright.families.tasks import AUTO_CLASSES
-from bitwright.runtime import library
+from bitwright.runtime import library, library_server
 from bitwright.runtime.library import Library
 from tests.forks import FORKING, ended_well, in_child
 from tests.nested import FOLDER, flat_embedder, flat_reranker, nested
@@ -203,6 +203,22 @@ def test_nothing_of_ours_that_reads_a_model_is_there(tiny_model: Callable[..., P
     lines = "".join(f"{json.dumps(each)}\n" for each in asked)
     done = subprocess.run([sys.executable, "-c", _LOADED], input=lines, capture_output=True, text=True, check=True)
     assert done.stdout == "\n" * len(asked)
+
+
+def test_a_message_is_what_was_sent() -> None:
+    sent = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 5), np.int64), np.array(3.0), np.ones(4, bool)]
+    ours, theirs = os.pipe()
+    library_server.send(theirs, {"do": "é\ud800", "items": [1, None]}, sent)
+    content, arrays = library_server.receive(ours)
+    assert content == {"do": "é\ud800", "items": [1, None]}
+    assert [each.dtype for each in arrays] == [each.dtype for each in sent]
+    for one, other in zip(arrays, sent, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    arrays[0][0, 0] = 1.0  # they may be written
+    os.close(theirs)
+    with pytest.raises(EOFError):
+        library_server.receive(ours)
+    os.close(ours)
 
 
 def test_a_server_ends_with_a_parent_that_is_killed() -> None:

@@ -5,14 +5,15 @@ This file, run as a module, is a server: it imports the libraries once, which ta
 that it is asked for; the child answers until it is told to close, and its memory goes with it. The server ends when its
 input does, or after as many seconds without work as its argument says.
 
-A message is two lengths (8 bytes each, little endian), a JSON object, and arrays as an .npz file, or nothing.
+A message is two lengths (8 bytes each, little endian), a JSON list of an object and of the types and shapes of arrays,
+and the bytes of those arrays, one after the other.
 """
 
 import contextlib
 import ctypes
 import gc
-import io
 import json
+import math
 import os
 import select
 import signal
@@ -35,39 +36,44 @@ Item = str | list[str] | list[int]
 
 def send(descriptor: int, content: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
     """Write a message."""
-    head, body = json.dumps(content).encode("utf-8", "surrogatepass"), b""
-    if arrays:
-        buffer = io.BytesIO()
-        np.savez(buffer, *arrays)
-        body = buffer.getvalue()
-    data = memoryview(struct.pack("<QQ", len(head), len(body)) + head + body)
-    while data:
-        data = data[os.write(descriptor, data) :]
+    kinds = [(array.dtype.str, array.shape) for array in arrays]
+    head = json.dumps([content, kinds]).encode("utf-8", "surrogatepass")
+    body = b"".join(array.tobytes() for array in arrays)
+    for part in (struct.pack("<QQ", len(head), len(body)) + head, body):
+        data = memoryview(part)
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
 def receive(descriptor: int) -> Message:
     """Read a message.
 
     Raises:
-        EOFError: there is none any more.
+        EOFError: there is none any more. ValueError: it is none.
     """
     head_bytes, body_bytes = struct.unpack("<QQ", _exactly(descriptor, 16))
-    content = json.loads(_exactly(descriptor, head_bytes).decode("utf-8", "surrogatepass"))
-    if not body_bytes:
-        return content, []
-    with np.load(io.BytesIO(_exactly(descriptor, body_bytes)), allow_pickle=False) as arrays:
-        return content, [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+    content, kinds = json.loads(_exactly(descriptor, head_bytes).decode("utf-8", "surrogatepass"))
+    body = memoryview(_exactly(descriptor, body_bytes))
+    arrays, at = [], 0
+    for name, shape in kinds:
+        kind = np.dtype(name)
+        if kind.kind not in "biuf":
+            raise ValueError(f"an array of {kind}")
+        size = kind.itemsize * math.prod(shape)
+        arrays.append(np.frombuffer(body[at : at + size], kind).reshape(shape))
+        at += size
+    return content, arrays
 
 
-def _exactly(descriptor: int, count: int) -> bytes:
-    parts = []
-    while count:
-        part = os.read(descriptor, min(count, 1 << 20))
-        if not part:
+def _exactly(descriptor: int, count: int) -> bytearray:
+    found = bytearray(count)
+    left = memoryview(found)
+    while left:
+        read = os.readv(descriptor, [left[: 1 << 20]])
+        if not read:
             raise EOFError
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+        left = left[read:]
+    return found
 
 
 def _serve(idle_seconds: float) -> None:
