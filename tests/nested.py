@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "0_Transformer"
+TEXTS = ["A text.", "a text with more than as many tokens as are read, so that it is cut. " * 3, ""]
 OF_PACKAGE = ("modules.json", "config_sentence_transformers.json", "README.md")
 SETTINGS = {
     "prompts": {"query": "ask: ", "document": ""}, "default_prompt_name": "query", "similarity_fn_name": "dot",

@@ -8,14 +8,11 @@
 // A vdpbf16ps waits six cycles for the one before it: 12 sums side by side are what two a cycle need.
 #include "pairs_avx512.h"
 #include "tiles.h"
-#include "vectors_avx512.h"
 
 namespace {
 
-struct Products : Avx512, Pairs {
-    using I = __m512i;
+struct Products : Pairs {
     using X = uint16_t;
-    using Avx512::two_and_rest;
 
     using Pairs::Pairs;
 

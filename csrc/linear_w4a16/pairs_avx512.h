@@ -6,11 +6,11 @@
 
 #include "index.h"
 #include "levels.h"
+#include "vectors_avx512.h"
 
 namespace {
 
-struct Pairs {
-    using I = __m512i;
+struct Pairs : Avx512 {
     static constexpr int kParts = 2;  // of a run: values 0 and 2, and 1 and 3
     __m512i levels;
 
@@ -19,9 +19,6 @@ struct Pairs {
     template <int by>
     ALWAYS_INLINE static __m512i shifted(__m512i v) {
         return by ? _mm512_srli_epi16(v, by) : v;
-    }
-    ALWAYS_INLINE static __m512i two_and_rest(__m512i two, __m512i rest) {
-        return _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), two, rest, 0xca);  // the first says which
     }
     template <int bits>
     ALWAYS_INLINE __m512i weights(__m512i index) const {

@@ -15,10 +15,9 @@ from bitwright.files.sentences import read_sentences
 from bitwright.files.task import find_task
 from bitwright.models.load import load_model
 from bitwright.runtime.load import load
-from tests.nested import FOLDER, flat_embedder, flat_reranker, nested, rows
+from tests.nested import FOLDER, TEXTS, flat_embedder, flat_reranker, nested, rows
 
 TinyModel = Callable[..., Path]
-TEXTS = ["A text.", "a text with more than as many tokens as are read, so that it is cut. " * 3, ""]
 
 
 @pytest.fixture

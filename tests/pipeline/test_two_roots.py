@@ -21,13 +21,12 @@ from bitwright.pipeline.study import bench
 from bitwright.recipe import make_recipe
 from bitwright.record import LeftOut, read_record
 from tests.forks import popen
-from tests.nested import FOLDER, SETTINGS, flat_embedder, flat_reranker, nested
+from tests.nested import FOLDER, SETTINGS, TEXTS, flat_embedder, flat_reranker, nested
 from tests.pipeline.test_quantize import digest
 
 TinyModel = Callable[..., Path]
 HERE = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
 QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
-TEXTS = ["A text.", "a text with more than as many tokens as are read, so that it is cut. " * 3, ""]
 
 
 @pytest.fixture
