@@ -137,7 +137,7 @@ def test_over_the_budget_it_is_trained_before_bits_are_added(tiny_model: TinyMod
     recipe = make_recipe({"scheme": "w4a8_channel"})
     result = quantize(
         tiny_model("bert"), out=tmp_path / "out", recipe=recipe, max_loss=0.01, samples=160, speed=False,
-        training=TrainingAsked(steps=20, rate=1e-3, only_if_over=True),
+        training=TrainingAsked(steps=20, rate=0.05, only_if_over=True),
     )  # fmt: skip
     told, steps = result.measured.training, result.measured.steps
     assert told is not None
@@ -157,7 +157,7 @@ def _killed_at(step: int, source: Path, out: Path, scheme: str) -> None:
 
     trainer.save_state = saved
     trainer.Settings.__init__.__kwdefaults__["save_seconds"] = 0.0  # type: ignore[attr-defined]
-    training = TrainingAsked(steps=40, rate=1e-3)
+    training = TrainingAsked(steps=40, rate=0.05)
     quantize(source, out=out, recipe=make_recipe({"scheme": scheme}), samples=160, speed=False, training=training)
 
 

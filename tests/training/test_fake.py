@@ -12,7 +12,7 @@ from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.schemes import SCHEMES
-from bitwright.training.fake import FakeLinear, nearest_inside, rounded_start
+from bitwright.training.fake import FakeLinear, begun_at, rounded_start
 
 N, K = 24, 64
 NAMES = [
@@ -73,13 +73,13 @@ def test_training_begins_with_codes_that_are_not_the_nearest() -> None:
     nearest = rtn(linear.weight.detach(), None, spec, RANGES["absmax"]).qtensor
     moved = (nearest.codes_NK + torch.randint(-1, 2, (N, K), dtype=torch.int8)).clamp(spec.code_min, spec.code_max)
     start = QuantizedLinear(replace(nearest, codes_NK=moved))
-    near = nearest_inside(linear.weight.detach(), start.weight)
+    near = begun_at(linear.weight.detach(), start.weight)
     assert torch.equal(FakeLinear(linear, start).quantized().weight.codes_NK, moved)
     same = moved == nearest.codes_NK
     step = nearest.scale_NG.repeat_interleave(32, dim=1)
     away = (near - start.weight.dequantize()).abs()
-    assert bool((away <= 0.5 * step).all())
-    assert bool((away[~same] > 0.49 * step[~same]).all()), "as near to the float weight as the cell allows"
+    assert bool((away <= 0.26 * step).all()), "far from the edge, or the first steps of training move the codes back"
+    assert bool((away[~same] > 0.24 * step[~same]).all()), "half way to the float weight, as far as the cell goes"
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a8_channel", "w4a16_g32", "ternary_g32"])

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bitwright.progress import Quiet
-from bitwright.training.lessons import Lesson, embedding_loss, logits_loss
+from bitwright.training.lessons import Lesson
+from bitwright.training.losses import embedding_loss, logit_loss
 from bitwright.training.polish import Schedule, train
 
 SCHEDULE = Schedule(items=12, batch=1, epochs=4, rate=0.05)
@@ -139,5 +140,5 @@ def test_a_single_text_has_no_pairs() -> None:
 
 def test_logits_are_compared_as_distributions() -> None:
     teacher_BC = torch.tensor([[1.0, 2.0, 3.0]])
-    assert float(logits_loss(teacher_BC + 5, teacher_BC)) == pytest.approx(0, abs=1e-6)
-    assert float(logits_loss(teacher_BC.flip(1), teacher_BC)) > 0.5
+    assert float(logit_loss(teacher_BC + 5, teacher_BC)) == pytest.approx(0, abs=1e-6)
+    assert float(logit_loss(teacher_BC.flip(1), teacher_BC)) > 0.5

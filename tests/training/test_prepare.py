@@ -118,14 +118,15 @@ def test_a_trainer_of_transformers_trains_and_the_engine_runs_it(
     model = AutoModelForSequenceClassification.from_pretrained(source).eval()
     plan = prepare(model, "w4a8_channel")
     trainer_of(model, rows, tmp_path / "run").train()
-    ids = rows[0]["input_ids"][None]
+    ids = torch.stack([row["input_ids"] for row in rows])
     with torch.no_grad():
-        simulated = model.eval()(input_ids=ids).logits[0]
+        simulated = model.eval()(input_ids=ids).logits
     linears = convert(model)
     model.save_pretrained(tmp_path / "saved")
     for file in source.glob("*token*"):
         (tmp_path / "saved" / file.name).write_bytes(file.read_bytes())
     loaded = load(write_trained(linears, plan, tmp_path / "saved", tmp_path / "out"))
     assert loaded.backend.startswith("engine")
-    got = torch.from_numpy(loaded.encode([ids[0].tolist()]))[0]
-    torch.testing.assert_close(got, simulated, rtol=0.02, atol=0.02)
+    got = torch.from_numpy(loaded.encode(ids.tolist()))
+    apart = (got - simulated).square().mean().sqrt()  # tables and head are stored in bf16, and ties fall elsewhere
+    assert float(apart) < 0.03 * float(simulated.std())

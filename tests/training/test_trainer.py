@@ -19,7 +19,7 @@ from bitwright.training.fake import FakeLinear, rounded_start
 from bitwright.training.state import STATE_FILE
 from bitwright.training.trainer import Data, Settings, Trained, steps_in, train
 
-SETTINGS = Settings(steps=24, batch=8, rate=3e-3, looks=4, save_seconds=0.0)
+SETTINGS = Settings(steps=24, batch=8, rate=0.05, other_rate=1e-3, looks=4, save_seconds=0.0)
 X = torch.randn(72, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -80,6 +80,28 @@ def test_it_learns_and_ends_in_the_best_state() -> None:
     assert found.best_loss == min(look.loss for look in found.curve)
     loss = float(data_of(model).loss(range(64, 72)).detach())
     assert loss == pytest.approx(found.best_loss, rel=1e-6)
+
+
+def test_steps_that_are_too_large_are_taken_back_and_made_smaller() -> None:
+    wild = replace(SETTINGS, steps=48, looks=8, rate=20.0, other_rate=3e-2)
+    found, _ = run(settings=wild)
+    losses = [look.loss for look in found.curve]
+    assert losses[1] > 2 * losses[0], "the first steps were far too large"
+    assert found.best > 0
+    assert found.best_loss < losses[0]
+
+
+@pytest.mark.parametrize("at", [7, 14])
+def test_a_run_that_went_back_is_killed_and_goes_on_in_the_same_bytes(tmp_path: Path, at: int) -> None:
+    wild = replace(SETTINGS, rate=20.0)
+    want, wanted = run(settings=wild)
+    assert any(look.loss > 2 * want.start_loss for look in want.curve[1:-1])
+    model = model_in_training()
+    with pytest.raises(Killed):
+        train(model, data_of(model), wild, tmp_path, Killing(at))
+    found, got = run(tmp_path, wild)
+    assert found == want
+    assert all(torch.equal(got[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("at", [1, 7, 23])

@@ -93,7 +93,7 @@ def quantize_rows(
     x = transform_inputs(x_MK, shift_K, multiplier_K)
     finite = x.isfinite().all(dim=1, keepdim=True)
     if spec.dynamic:
-        scale_M1, zero_M1 = _dynamic_grid(x, spec)
+        scale_M1, zero_M1 = dynamic_grid(x, spec)
         finite &= scale_M1.isfinite()
     elif scale is None:
         raise KernelError("a static input spec needs a scale")
@@ -108,7 +108,8 @@ def quantize_rows(
     )
 
 
-def _dynamic_grid(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def dynamic_grid(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each row, whole floats (M, 1), as `quantize_rows` has them; x float32 (M, K)."""
     low = x.amin(dim=1, keepdim=True).clamp(max=0.0)
     high = x.amax(dim=1, keepdim=True).clamp(min=0.0)
     if spec.symmetric:

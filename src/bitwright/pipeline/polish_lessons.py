@@ -1,6 +1,6 @@
 """Prepares polishing: the student, its texts, and what the float model makes of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,7 +26,8 @@ from bitwright.recipe import Polish
 from bitwright.runtime.chat_pairs import in_chat
 from bitwright.runtime.streamed import StreamedModel
 from bitwright.targets import ENGINE
-from bitwright.training.lessons import Lesson, embedding_loss, logits_loss, next_token_loss
+from bitwright.training.lessons import Lesson, next_token_loss
+from bitwright.training.losses import embedding_loss, logit_loss
 from bitwright.training.student import Student, make_student, recompute_blocks
 from bitwright.training.teacher import cache_top_logits, teacher_bytes
 
@@ -144,7 +145,7 @@ def _encoder(job: Job, quantized: Quantized, settings: Polish, folder: Path, pro
         targets = [_output(whole, batch, task, sentences) for batch in progress.track(batches, "float model")]
     del whole
     student = _student(job, quantized)
-    distance: Callable[[Tensor, Tensor], Tensor] = embedding_loss if task == "embedding" else logits_loss
+    distance = embedding_loss if task == "embedding" else logit_loss
 
     def loss_of(item: int) -> Tensor:
         with fast_forward():

@@ -21,6 +21,7 @@ from bitwright.training.student import Student
 
 STATE, RESULT = "polish-state.safetensors", "polish-result.safetensors"
 _RATE = 5e-4
+_AT_ONCE, _LEAST_STEPS = 4, 16  # windows, or batches of texts, of a step; in an epoch of few there are so many steps
 
 
 def polish_model(job: Job, quantized: Quantized, folder: Path, progress: Progress) -> tuple[Quantized, Polished]:
@@ -37,7 +38,8 @@ def polish_model(job: Job, quantized: Quantized, folder: Path, progress: Progres
     student, lesson, tokens = prepare(job, quantized, settings, folder, progress)
     task = job.opened.loaded.task
     rate = settings.learning_rate or _RATE
-    schedule = Schedule(lesson.items, 1, settings.epochs, rate, job.recipe.seed)
+    batch = max(1, min(_AT_ONCE, lesson.items // _LEAST_STEPS))
+    schedule = Schedule(lesson.items, batch, settings.epochs, rate, job.recipe.seed)
     trained = train(
         student.parameters, student.units, lesson.backward, lesson.held_out_loss, schedule, folder / STATE, progress
     )

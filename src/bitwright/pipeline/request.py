@@ -36,8 +36,8 @@ class Texts:
 @dataclass(frozen=True, slots=True)
 class TrainingAsked:
     """How a run shall train. minutes or steps: for how long. texts, labels: what on; built-in texts without either.
-    teacher: another model than the float one. rate: of the weights; None takes one for the task. only_if_over: whether
-    only a result that is not inside the budget is trained.
+    teacher: another model than the float one. rate: of the weights, in steps of their grids; None takes one for the
+    task. only_if_over: whether only a result that is not inside the budget is trained.
     """
 
     minutes: float | None = None

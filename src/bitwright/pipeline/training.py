@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ _STEPS_PER_LOOK = 10  # at least: trying what is kept apart takes as long as a f
 _LABELS = 0.5  # of the loss, where there are labels
 _CACHED = ("embedding", "sequence-classification")  # tasks whose teacher is asked once for each text
 _BATCH = {"text-generation": 4}
-_RATES = {"text-generation": 2e-5}
+_RATE, _RATES = 0.01, {"text-generation": 0.002}  # of the weights, in steps of their grids
 
 
 Target = Callable[[Sequence[int]], Tensor]
@@ -45,11 +45,11 @@ Target = Callable[[Sequence[int]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A training that was checked and can begin. teacher: its outputs for the items with these numbers."""
+    """A training that was checked and can begin. open_teacher: gives its outputs for the texts with these numbers."""
 
     asked: TrainingAsked
     texts: TrainingTexts
-    teacher: Target
+    open_teacher: Callable[[], Target]
 
     def digest(self) -> str:
         """Of all that the training depends on, beside what the run does."""
@@ -93,8 +93,10 @@ def train_linears(
         model.get_submodule(table).requires_grad_(False)
     data = _data(job, model, lesson)
     batch = min(_batch(job), len(data.train))
-    rate = lesson.asked.rate or _RATES.get(job.model.task, 1e-4)
-    settings = Settings(steps=1, batch=batch, rate=rate, bf16=cpu_multiplies_bf16(), seed=job.recipe.seed)
+    rate = lesson.asked.rate or _RATES.get(job.model.task, _RATE)
+    settings = Settings(
+        steps=1, batch=batch, rate=rate, bf16=cpu_multiplies_bf16(), short=not job.opened.streams, seed=job.recipe.seed
+    )
     steps = _steps(model, data, settings, lesson.asked, journal)
     settings = replace(settings, steps=steps, looks=min(settings.looks, max(1, steps // _STEPS_PER_LOOK)))
     progress.say(f"training on {len(data.train)} texts for {settings.steps} steps")
@@ -129,14 +131,14 @@ def _data(job: Job, model: nn.Module, lesson: Lesson) -> Data:
     n = len(texts.items)
     order = np.random.default_rng(job.recipe.seed).permutation(n).tolist()
     apart = min(_MOST_KEPT_APART, max(1, round(_KEPT_APART * n)))
-    size = _batch(job)
+    size, teacher = _batch(job), lesson.open_teacher()
     by_length = sorted(order[:apart], key=lambda i: texts.lengths[i]) if n < 4096 else order[:apart]
 
     def loss(chosen: Sequence[int]) -> Tensor:
         parts = [part for i in chosen for part in texts.items[i]]
         student = outputs(model, texts.tokens.of(parts), task, sentences)
         distance = embedding_loss if task == "embedding" else logit_loss
-        found = distance(student, lesson.teacher(parts))
+        found = distance(student, teacher(parts))
         if texts.labels is None:
             return found
         labels = torch.from_numpy(texts.labels[list(chosen)])
@@ -192,8 +194,9 @@ def _plain(name: str, weight_NK: Tensor, layer: QuantizedLinear, half: torch.dty
     return found if bias_N is None else found | {f"{name}.bias": bias_N}
 
 
-def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Target:
-    """The teacher's outputs for texts by number: asked once for all texts where they are small, else in each step.
+def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Callable[[], Target]:
+    """The teacher's outputs for texts by number. Where they are small it is asked once for all texts, when training
+    begins: not in the first step, whose settings are others in a run that goes on. Else it is asked in each step.
 
     Raises:
         InputError: a teacher whose outputs or vocabulary are others than the model's.
@@ -209,16 +212,16 @@ def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Target:
                 f"--teacher {name}: it has {teacher.width} {what}, but the model has {job.model.width}; take a teacher "
                 "with as many"
             )
-        rows: list[Tensor] = []
 
-        def cached(chosen: Sequence[int]) -> Tensor:
-            if not rows:
-                items: Any = list(texts.texts)
-                with torch.autocast("cpu", enabled=False):  # whoever asks first
-                    rows.append(torch.from_numpy(np.array(teacher.encode(items))))
-            return rows[0][list(chosen)]
+        def ask() -> Target:
+            if name is None:  # the same tokens as the student, cut where they are
+                found = teacher.encode(texts.tokens.ids, types=texts.tokens.types)
+            else:
+                found = teacher.encode(cast(Any, list(texts.texts)))
+            rows = torch.from_numpy(np.array(found))
+            return lambda chosen: rows[list(chosen)]
 
-        return cached
+        return ask
     other = loaded.reopen() if name is None else load_model(name)
     if name is None:
         materialise(other, "")
@@ -236,7 +239,7 @@ def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Target:
         with torch.no_grad():
             return outputs(other.model, texts.tokens.of(list(chosen)), task, loaded.sentences)
 
-    return asked_now
+    return lambda: asked_now
 
 
 def _facts(job: Job, lesson: Lesson, settings: Settings, trained: Trained, seconds: float) -> Training:

@@ -19,10 +19,11 @@ from bitwright.numerics.grids import grouped, nearest_codes, quantize
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
+from bitwright.training.rounded_inputs import round_input, round_static
 from bitwright.training.scale_rules import SCALE_RULES, ScaleRule
-from bitwright.training.straight_through import OnGrid, OnStaticGrid
+from bitwright.training.straight_through import OnGrid
 
-_INSIDE = 0.499  # of a step: how far from a code's value a weight begins that rounds to it
+_TOWARDS = 0.5  # of the way from a code's value to the float weight: where a weight on a uniform grid begins
 
 
 class FakeLinear(nn.Linear):
@@ -71,7 +72,7 @@ class FakeLinear(nn.Linear):
         self.group = rounded_by_groups(self.spec, k) if rounds_groups and self.input_spec is None else 0
         with torch.no_grad():
             weight = linear.weight if self.transform is None else self.transform.absorbed(linear.weight)
-            linear.weight.copy_(weight if scale_rule != "learned" else nearest_inside(weight.float(), start.weight))
+            linear.weight.copy_(weight if scale_rule != "learned" else begun_at(weight.float(), start.weight))
             self.weight = linear.weight
             if start.bias_N is not None:
                 self.bias = linear.bias if linear.bias is not None else nn.Parameter(start.bias_N.clone())
@@ -118,29 +119,29 @@ class FakeLinear(nn.Linear):
             return x
         x_MK = x.float().reshape(-1, self.in_features)
         if self.input_gain is not None:
-            value = OnStaticGrid.apply(  # type: ignore[no-untyped-call]
-                x_MK, self.input_gain, self.static_scale(), self.input_zero_point, self.input_spec
-            )
+            assert self.input_zero_point is not None
+            assert self.input_spec is not None
+            scale = self._trained_static_scale(x_MK.numel() * self.input_spec.code_max)
+            value = round_static(x_MK, scale, int(self.input_zero_point), self.input_spec)
         else:
-            with torch.no_grad():
-                value = self._rounded(x_MK)
-            value = x_MK + (value - x_MK).detach()
+            value = round_input(x_MK, self.input_spec, self.group)
         value = value if self.blend >= 1 else torch.lerp(x_MK, value, self.blend)
         rounded: Tensor = value.view(x.shape)
         return rounded
-
-    def _rounded(self, x_MK: Tensor) -> Tensor:
-        """Rows on a dynamic grid: float32."""
-        if self.input_spec is None:
-            return reference.rounded_groups(x_MK, self.group)
-        codes_MK, scale_M1, zero_M1 = reference.quantize_rows(x_MK, self.input_spec)
-        return (codes_MK.float() - zero_M1.float()) * scale_M1
 
     def static_scale(self) -> Tensor:
         """The scale of a static input: float32 (1,), no gradient."""
         assert self.input_start is not None
         assert self.input_gain is not None
         return (self.input_start * self.input_gain.detach().float().exp()).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def _trained_static_scale(self, size: int) -> Tensor:
+        """`static_scale` as a scalar, whose gain gets the gradient of LSQ: that of the scale times 1 / √size."""
+        assert self.input_gain is not None
+        scale = self.static_scale()
+        gain = self.input_gain * (scale / size**0.5)
+        found: Tensor = (scale + (gain - gain.detach()))[0]
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """x floating (..., K) -> (..., N)."""
@@ -178,17 +179,22 @@ def rounded_start(linear: nn.Linear, spec: QuantSpec, input_spec: QuantSpec | No
     return QuantizedLinear(rtn(linear.weight.detach().float(), None, spec, range_).qtensor, bias, input_spec)
 
 
-def nearest_inside(w_NK: Tensor, rounded: QTensor) -> Tensor:
-    """Weights that have the codes of `rounded` and lie as near to w as they can: so training begins with a method's
-    codes, and knows more of each weight than its code.
+def begun_at(w_NK: Tensor, rounded: QTensor) -> Tensor:
+    """Where weights begin to be trained: with the codes of `rounded`, on the side that w lies on. Float32 (N, K).
 
-    On the uniform and ternary grids each is w, moved just inside the cell of its code; on the others it is w where that
-    has the code, else the code's level. Float32 (N, K).
+    On uniform grids half way from what the code stands for to w, or to the edge of the code's cell where w lies beyond
+    it. Not the whole way: many of GPTQ's codes are not the nearest ones (a tenth, of MiniLM in 4 bits). They would
+    stand on the edge, and the first small steps would throw them back all at once. On the others w, or the code's level
+    if another level is nearer to w.
     """
     spec, scale = rounded.spec, rounded.scale_NG.float()[..., None]
     zero = None if rounded.zero_point_NG is None else rounded.zero_point_NG[..., None]
     codes = rounded.codes_NK.reshape(*rounded.scale_NG.shape, -1)
     w, value = grouped(w_NK.float(), spec), code_values(codes, scale, zero, spec, rounded.codebook)
-    near = w if spec.has_codebook else value + (w - value).clamp(-_INSIDE * scale, _INSIDE * scale)
-    same = nearest_codes(near, scale, zero, spec, rounded.codebook) == codes
-    return torch.where(same, near, value).reshape(w_NK.shape)
+    if spec.grid == "uniform":
+        begun = value + _TOWARDS * (w - value).clamp(-0.5 * scale, 0.5 * scale)
+    else:
+        same = nearest_codes(w, scale, zero, spec, rounded.codebook) == codes
+        begun = torch.where(same, w, value)
+    weight: Tensor = begun.reshape(w_NK.shape)
+    return weight

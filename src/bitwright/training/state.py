@@ -35,7 +35,8 @@ class State:
     """A training under way.
 
     step: that were taken. curve: looks so far. best_values: of the parameters at the step `best`. losses: sum of the
-    training losses since the last look.
+    training losses since the last look. pace: the share of the learning rate that is left after steps back to the best;
+    begun: the step after which the optimizer began anew.
     """
 
     step: int
@@ -43,6 +44,8 @@ class State:
     best_values: dict[str, Tensor]
     best: int
     losses: float
+    pace: float = 1.0
+    begun: int = 0
 
 
 def save_state(folder: Path, state: State, wanted: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -62,6 +65,8 @@ def save_state(folder: Path, state: State, wanted: dict[str, nn.Parameter], opti
         "step": state.step,
         "best": state.best,
         "losses": state.losses,
+        "pace": state.pace,
+        "begun": state.begun,
         "curve": [list(look) for look in state.curve],
     }
     tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
@@ -88,15 +93,17 @@ def load_state(folder: Path, wanted: dict[str, nn.Parameter], optimizer: torch.o
         tensors = MappedTensors([path])
         values = {key: read_values(tensors, key, 0, tensors.shape(key)) for key in tensors}
         facts: dict[str, Any] = json.loads(values["facts"].numpy().tobytes())
+        taken = torch.tensor(float(facts["step"] - facts["begun"]))
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(values[f"value/{name}"])
                 if f"exp_avg/{name}" in values:
                     moments = {part: values[f"{part}/{name}"] for part in _MOMENTS}
-                    optimizer.state[parameter] = {"step": torch.tensor(float(facts["step"])), **moments}
+                    optimizer.state[parameter] = {"step": taken.clone(), **moments}
         torch.set_rng_state(values["random"])
         best = {name: values[f"best/{name}"].clone() for name in wanted}
-        return State(facts["step"], [Look(*row) for row in facts["curve"]], best, facts["best"], facts["losses"])
+        curve = [Look(*row) for row in facts["curve"]]
+        return State(facts["step"], curve, best, facts["best"], facts["losses"], facts["pace"], facts["begun"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, CheckpointError) as error:
         raise CheckpointError(
             f"{path}: this file of an earlier run is damaged ({error}); delete {folder} to start over"

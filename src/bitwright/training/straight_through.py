@@ -54,28 +54,6 @@ class OnGrid(torch.autograd.Function):
         return grad_w, grad_gain, None, None, None, None
 
 
-class OnStaticGrid(torch.autograd.Function):
-    """Rows (M, K) on one static grid, rounded as `reference.quantize_rows` does: float32 (M, K)."""
-
-    @staticmethod
-    def forward(ctx: Any, x_MK: Tensor, gain: Tensor, scale: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:
-        """gain, scale, zero: float32 (1,); the gain gets the gradient of the scale."""
-        codes = ((x_MK * (1.0 / scale)).round() + zero).clamp(spec.code_min, spec.code_max)
-        value: Tensor = (codes - zero) * scale
-        ctx.spec = spec
-        ctx.save_for_backward(x_MK, scale, zero, value)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of the rows and of the gain."""
-        spec, (x_MK, scale, zero, value), grad = ctx.spec, ctx.saved_tensors, grads[0]
-        low, high = (spec.code_min - 0.5 - zero) * scale, (spec.code_max + 0.5 - zero) * scale
-        inside = (x_MK >= low) & (x_MK <= high)
-        total = (grad * (value - x_MK.where(inside, 0.0))).sum().reshape(1)
-        return grad.where(inside, 0.0), total / (x_MK.numel() * spec.code_max) ** 0.5, None, None, None
-
-
 def ends(spec: QuantSpec, zero_NG: Tensor | None) -> tuple[Any, Any]:
     """The lowest and the highest w / scale that rounding alone moves: of a uniform or ternary grid (N, G, 1) if there
     are zero points, else numbers; half a step beyond the end levels."""
