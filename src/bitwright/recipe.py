@@ -121,7 +121,7 @@ class Polish(_Strict):
     """The training of scales and norms after rounding.
 
     tokens: of text that is trained on in each epoch; an eighth as many more choose among the steps. epochs: passes over
-    it. learning_rate: the largest step of a 4-bit scale, relative to it, of 3 bits twice that; None takes 0.0005. top:
+    it. learning_rate: the largest step of a 4-bit scale, relative to it, of 3 bits twice that; None takes 0.002. top:
     the most likely tokens of the float language model that are kept for each position.
     """
 

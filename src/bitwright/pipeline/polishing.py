@@ -20,7 +20,7 @@ from bitwright.training.polish import Schedule, train
 from bitwright.training.student import Student
 
 STATE, RESULT = "polish-state.safetensors", "polish-result.safetensors"
-_RATE = 5e-4
+_RATE = 2e-3
 _AT_ONCE, _LEAST_STEPS = 4, 16  # windows, or batches of texts, of a step; in an epoch of few there are so many steps
 
 
