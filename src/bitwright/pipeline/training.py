@@ -33,6 +33,7 @@ from bitwright.training.prepare import convert, fake_linears, prepare
 from bitwright.training.trainer import Data, Settings, Trained, steps_in, train
 
 _KEPT_APART, _MOST_KEPT_APART = 0.1, 256  # of the texts
+_MOST_WINDOWS_APART = 32  # of a language model, each of which has as many tokens as eight texts
 _STEPS_PER_LOOK = 10  # at least: trying what is kept apart takes as long as a few steps
 _LABELS = 0.5  # of the loss, where there are labels
 _CACHED = ("embedding", "sequence-classification")  # tasks whose teacher is asked once for each text
@@ -130,7 +131,8 @@ def _data(job: Job, model: nn.Module, lesson: Lesson) -> Data:
     texts, task, sentences = lesson.texts, job.model.task, job.opened.loaded.sentences
     n = len(texts.items)
     order = np.random.default_rng(job.recipe.seed).permutation(n).tolist()
-    apart = min(_MOST_KEPT_APART, max(1, round(_KEPT_APART * n)))
+    most = _MOST_WINDOWS_APART if job.opened.streams else _MOST_KEPT_APART
+    apart = min(most, max(1, round(_KEPT_APART * n)))
     size, teacher = _batch(job), lesson.open_teacher()
     by_length = sorted(order[:apart], key=lambda i: texts.lengths[i]) if n < 4096 else order[:apart]
 
