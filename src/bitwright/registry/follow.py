@@ -43,14 +43,6 @@ class Status:
     wanted: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Serving:
-    """A model that was loaded, and its version."""
-
-    version: int
-    model: "Model"
-
-
 class Followed:
     """The champion of a model, as `Model`: what is asked of it goes to the version that is served at that moment.
 
@@ -66,8 +58,8 @@ class Followed:
             raise InputError(
                 f"{folder}: no version is promoted yet; `bitwright registry promote {folder.name}` does it"
             )
-        self._serving = self._loaded(version)
-        self._status = Status(version, self._serving.model.path, time.time())
+        self._model = self._loaded(version)
+        self._status = Status(version, self._model.path, time.time())
         self._starting = threading.Lock()
         self._thread = self._started()
 
@@ -79,7 +71,7 @@ class Followed:
     @property
     def version(self) -> int:
         """The version that is served."""
-        return self._serving.version
+        return self._status.version  # set last: whoever sees it finds the model and the status of that version
 
     @property
     def model(self) -> "Model":
@@ -88,7 +80,7 @@ class Followed:
             with self._starting:
                 if not self._thread.is_alive():
                     self._thread = self._started()
-        return self._serving.model
+        return self._model
 
     def close(self) -> None:
         """Follow no longer. The model goes on working."""
@@ -151,10 +143,10 @@ class Followed:
     def __reduce__(self) -> tuple[Any, ...]:
         return Followed, (self._folder, self._poll_s, dict(self._options))
 
-    def _loaded(self, version: int) -> _Serving:
+    def _loaded(self, version: int) -> "Model":
         from bitwright.runtime.load import load
 
-        return _Serving(version, load(self._folder / VERSIONS / str(version), **self._options))
+        return load(self._folder / VERSIONS / str(version), **self._options)
 
     def _started(self) -> threading.Thread:
         """The thread. It knows the object weakly, so that an object that nobody has any more ends it."""
@@ -178,14 +170,14 @@ class Followed:
         if tried is not None and tried[0] == version and time.monotonic() - tried[1] < _RETRY_S:
             return tried
         try:
-            serving = self._loaded(version)
-            _try(serving.model)
+            model = self._loaded(version)
+            _try(model)
         except Exception as error:  # whatever is wrong with it, what works goes on
             said = str(error) if isinstance(error, BitwrightError) else f"{type(error).__name__}: {error}"
             self._say(replace(status, error=f"version {version} cannot be loaded: {said}", wanted=version))
             return version, time.monotonic()
-        self._serving = serving
-        self._status = Status(version, serving.model.path, time.time(), status.swaps + 1)
+        self._model = model
+        self._status = Status(version, model.path, time.time(), status.swaps + 1)
         return None
 
     def _say(self, status: Status) -> None:

@@ -129,7 +129,7 @@ def train(model: nn.Module, data: Data, settings: Settings, folder: Path | None,
             elif look.loss > _WORSE * best and step + 1 < settings.steps and on_grid:
                 progress.say(
                     f"step {step + 1}: the loss on the texts kept apart is {look.loss:.4g}, and {best:.4g} after step "
-                    f"{state.best}; going on from there, {_SLOWER:g} times as fast"
+                    f"{state.best}; training returns to that step, at {_SLOWER:g} times the rate"
                 )
                 _put(wanted, state.best_values)
                 optimizer.state.clear()
