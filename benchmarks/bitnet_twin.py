@@ -21,6 +21,7 @@ from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForC
 
 from bitwright.progress import Quiet
 from bitwright.training import prepare
+from bitwright.training.prepare import fake_linears
 from bitwright.training.trainer import Data, Settings, Trained, steps_in, train
 
 SIXTEEN_BITS = 0.2  # of the steps of 16 -> 1.58, before the grids
@@ -85,11 +86,13 @@ def data_of(model: nn.Module, rows: Tensor, count: int, batch: int) -> Data:
     return Data([rows.shape[1]] * len(rows), loss, list(range(count)), batches)
 
 
-def settings_of(run: Run, asked: argparse.Namespace, steps: int) -> Settings:
-    """How it is trained."""
+def settings_of(run: Run, model: nn.Module, asked: argparse.Namespace, steps: int) -> Settings:
+    """How it is trained: all with one rate, which that of a weight on a grid is on the average over the linears."""
+    scales = [float(fake.stored_scale().mean()) for _, fake in fake_linears(model)]
     return Settings(
-        steps=steps, batch=asked.batch, rate=run.rate, after=run.sixteen, bf16=asked.bf16, looks=min(10, steps)
-    )
+        steps=steps, batch=asked.batch, rate=run.rate * len(scales) / sum(scales) if scales else run.rate,
+        other_rate=run.rate, after=run.sixteen, bf16=asked.bf16, looks=min(10, steps),
+    )  # fmt: skip
 
 
 def trained(run: Run, asked: argparse.Namespace, rows: Tensor, count: int, kept: dict[str, Any]) -> float:
@@ -99,7 +102,7 @@ def trained(run: Run, asked: argparse.Namespace, rows: Tensor, count: int, kept:
         model = model_of(run, asked)
         folder = asked.folder / run.name.replace(" ", "").replace(",", "_")
         folder.mkdir(parents=True, exist_ok=True)
-        data, settings = data_of(model, rows, count, asked.batch), settings_of(run, asked, kept["steps"])
+        data, settings = data_of(model, rows, count, asked.batch), settings_of(run, model, asked, kept["steps"])
         done: Trained = train(model, data, settings, folder, Quiet())
         size = sum(parameter.numel() for parameter in model.parameters())
         curve = [[look.step, look.loss / math.log(2)] for look in done.curve]
@@ -139,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "steps" not in kept:
         longest = Run(ternary=True, rate=asked.rates[0], times=2)
         model = model_of(longest, asked)
-        data, settings = data_of(model, rows, count, asked.batch), settings_of(longest, asked, 1 << 20)
+        data, settings = data_of(model, rows, count, asked.batch), settings_of(longest, model, asked, 1 << 20)
         kept["steps"] = asked.steps or steps_in(model, data, settings, asked.minutes)
         asked.json.write_text(json.dumps(kept, indent=1))
     there, seen = count * asked.context / 1e6, kept["steps"] * asked.batch * asked.context / 1e6
