@@ -52,5 +52,5 @@ def test_the_minutes_give_the_steps(tmp_path: Path) -> None:
     assert 0 < count < len(rows)
     run = twin.Run(ternary=True, rate=1e-3)
     model = twin.model_of(run, asked)
-    steps = twin.steps_in(model, twin.data_of(model, rows, count, 4), twin.settings_of(run, asked, 10), 0.1)
+    steps = twin.steps_in(model, twin.data_of(model, rows, count, 4), twin.settings_of(run, model, asked, 10), 0.1)
     assert steps > 1
